@@ -1,0 +1,176 @@
+"""Plans: frozen data that say which views of an image to make. The kernels carry them out.
+
+Sources of the presets: the official repositories of the papers, as tabulated in their recipes
+(SimCLR data_util, BYOL augmentations, SwAV multicropdataset, DINO main_dino).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from erg.views.types import Pairs
+
+Kind = Literal["image", "array", "tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Which patches of a view to hide.
+
+    Args:
+        grid: rows and columns of patches.
+        ratio: share hidden; `round(ratio * n)` patches of every image.
+        kind: random patches, each equally likely.
+    """
+
+    grid: tuple[int, int]
+    ratio: float = 0.75
+    kind: Literal["random"] = "random"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio should be in [0, 1) (got {self.ratio}).")
+
+    @property
+    def hidden(self) -> int:
+        """Number of hidden patches per image."""
+        return round(self.ratio * self.grid[0] * self.grid[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How one view is made, in this order: crop and resize, flip, quarter turns, colour jitter,
+    grey, blur, solarise, noise, normalise, mask.
+
+    Args:
+        size: side of the view, as a fraction of the encoder's image size.
+        crop: range of the crop's area, as a fraction of the image's; None takes the largest
+            centred square of the image.
+        ratio: range of the crop's width / height, drawn log-uniformly.
+        flip: probability of mirroring left to right.
+        turns: quarter turns counter-clockwise; None draws 0, 1, 2 or 3.
+        jitter: probability of the colour jitter, whose four steps come in random order, each
+            clipped to [0, 1].
+        brightness: largest change; the factor is uniform in [max(0, 1 - b), 1 + b].
+        contrast: as brightness.
+        saturation: as brightness.
+        hue: largest shift [turns of the colour circle], at most 0.5.
+        grey: probability of turning grey.
+        blur: probability of a Gaussian blur, kernel side // 10 made odd (at least 3).
+        sigma: range of its standard deviation [pixels of the view].
+        solarise: probability of inverting values >= 0.5.
+        noise: standard deviation of Gaussian noise [fraction of the full range], not clipped.
+        zeroed: probability with which each pixel is set to the mean colour (masking noise).
+        mask: which patches to hide; the data stay whole.
+        same_as: the main view whose crop, flip and colours this one repeats (turns, noise,
+            zeroed and mask stay its own).
+    """
+
+    size: float = 1.0
+    crop: tuple[float, float] | None = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    turns: int | None = 0
+    jitter: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grey: float = 0.0
+    blur: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
+    noise: float = 0.0
+    zeroed: float = 0.0
+    mask: Masking | None = None
+    same_as: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grey", "blur", "solarise", "zeroed"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a probability and should be in [0, 1] (got {value}).")
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop should be 0 < low <= high <= 1 (got {self.crop}).")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue should be in [0, 0.5] (got {self.hue}).")
+
+    def pixels(self, image_size: int) -> int:
+        """Side of the view [pixels] for an encoder of `image_size`, a multiple of 4 if local."""
+        if self.size == 1.0:
+            return image_size
+        return max(4, 4 * round(self.size * image_size / 4))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which views to make of every image.
+
+    Args:
+        main: full views.
+        local: small views of a multi-crop plan, sorted by size.
+        pairs: what the x and y of F(x, y) are: `views` (two main views), `itself` (visible and
+            hidden patches of a view), `turn` (a view and its quarter turn), `alone` (no x).
+        kind: image; array (vectors, as they are); tokens.
+    """
+
+    main: tuple[Augmentation, ...]
+    local: tuple[Augmentation, ...] = ()
+    pairs: Pairs = "views"
+    kind: Kind = "image"
+
+    def __post_init__(self) -> None:
+        if not self.main:
+            raise ValueError("a plan needs at least one main view (got none).")
+        sizes = [view.size for view in self.local]
+        if sizes != sorted(sizes):
+            raise ValueError(f"local views should be sorted by size (got {sizes}).")
+        for i, view in enumerate(self.main):
+            if view.same_as is not None and view.same_as >= i:
+                raise ValueError(f"same_as should name an earlier view (got {view.same_as}).")
+
+
+WHOLE = Augmentation(crop=None, flip=0.0)
+"""The image as evaluation sees it: its largest centred square, nothing random."""
+
+LIGHT = Augmentation(crop=(0.3, 1.0), flip=0.5)
+"""Crop and flip only."""
+
+SIMCLR = Augmentation(
+    jitter=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5
+)
+"""SimCLR, strength 1 (Chen et al. 2020, appendix A)."""
+
+SIMCLR_SMALL = replace(
+    SIMCLR, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0, crop=(0.2, 1.0)
+)
+"""SimCLR for small images: strength 0.5, no blur (Chen et al. 2020, appendix B.9); crops from a
+fifth of the area, which learns faster in short runs (see benchmarks)."""
+
+BYOL_FIRST = Augmentation(
+    jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grey=0.2, blur=1.0
+)
+"""BYOL's first view: always blurred (Grill et al. 2020, appendix B)."""
+
+BYOL_SECOND = replace(BYOL_FIRST, blur=0.1, solarise=0.2)
+"""BYOL's second view: rarely blurred, sometimes solarised."""
+
+SWAV_GLOBAL = replace(SIMCLR, crop=(0.14, 1.0))
+"""SwAV's large crop (Caron et al. 2020): 224 pixels of 224."""
+
+SWAV_LOCAL = replace(SIMCLR, crop=(0.05, 0.14), size=96 / 224)
+"""SwAV's small crop: 96 pixels of 224."""
+
+DINO_FIRST = replace(BYOL_FIRST, crop=(0.4, 1.0))
+DINO_SECOND = replace(BYOL_SECOND, crop=(0.4, 1.0))
+DINO_LOCAL = replace(BYOL_FIRST, crop=(0.05, 0.4), size=96 / 224, blur=0.5)
+"""DINO's small crop (Caron et al. 2021)."""
+
+
+def two_views(first: Augmentation, second: Augmentation | None = None) -> Plan:
+    """Two views of every image; the second is made like the first if not given."""
+    return Plan(main=(first, second if second is not None else first))
+
+
+def whole() -> Plan:
+    """One view of every image as evaluation sees it."""
+    return Plan(main=(WHOLE,), pairs="alone")

@@ -1,0 +1,243 @@
+"""View, Views, How, Mask: what an input became, and how.
+
+Letters in shapes: b batch, c channels, h w pixels, n tokens, k target blocks, d features.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Pairs = Literal["views", "itself", "turn", "alone"]
+
+
+def _map_tensors(item: Any, function: Any) -> Any:
+    """A copy of a frozen dataclass with `function` applied to every tensor it holds."""
+    changed: dict[str, Any] = {}
+    for field in fields(item):
+        value = getattr(item, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = function(value)
+        elif isinstance(value, How | Mask | View):
+            changed[field.name] = _map_tensors(value, function)
+    return replace(item, **changed)
+
+
+@dataclass(frozen=True)
+class How:
+    """How each view was made, an array per property, so that methods can read positions back.
+
+    Args:
+        box: top, left, height, width of the crop [source pixels].
+        flip: mirrored left to right (after the crop, before the quarter turns).
+        turns: quarter turns counter-clockwise, 0 to 3 (last of the geometric steps).
+        source: height, width of the source image [pixels].
+        order: order of the patches, where the plan shuffles them.
+    """
+
+    box: Float[Tensor, "b 4"]
+    flip: Bool[Tensor, " b"]
+    turns: Int[Tensor, " b"]
+    source: Int[Tensor, "b 2"]
+    order: Int[Tensor, "b p"] | None = None
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which patches of a view are hidden, as k target blocks (usually 1) on a grid of patches.
+
+    Args:
+        hidden: True where a patch belongs to target block k.
+        grid: rows and columns of patches; n = rows * columns, row-major.
+    """
+
+    hidden: Bool[Tensor, "b k n"]
+    grid: tuple[int, int]
+
+    def keep(self) -> Int[Tensor, "b m"]:
+        """Indices of the patches in no target block, ascending.
+
+        Raises:
+            ValueError: items of the batch keep different numbers of patches.
+        """
+        return _indices(~self.hidden.any(dim=1), "visible")
+
+    def masked(self) -> Int[Tensor, "b m"]:
+        """Indices of the patches in any target block, ascending.
+
+        Raises:
+            ValueError: items of the batch hide different numbers of patches.
+        """
+        return _indices(self.hidden.any(dim=1), "hidden")
+
+
+def _indices(chosen: Bool[Tensor, "b n"], what: str) -> Int[Tensor, "b m"]:
+    counts = chosen.sum(dim=1)
+    if not bool((counts == counts[0]).all()):
+        low, high = int(counts.min()), int(counts.max())
+        raise ValueError(
+            f"the images of this batch have {low} to {high} {what} patches, so their indices form "
+            "no rectangle. Use a mask plan that hides the same number in every image."
+        )
+    return chosen.nonzero()[:, 1].reshape(chosen.shape[0], -1)
+
+
+@dataclass(frozen=True)
+class View:
+    """What an input became: the one thing methods and encoders are given.
+
+    Args:
+        data: an image [b c h w], a vector [b d] or tokens [b n]; floats are already normalised
+            with `mean` and `std`.
+        made: how it was made, per item.
+        mask: which patches are hidden.
+        length: valid tokens per item, where items are padded.
+        mean: what was subtracted from data in [0, 1], per channel.
+        std: what it was divided by, per channel.
+    """
+
+    data: Tensor
+    made: How | None = None
+    mask: Mask | None = None
+    length: Int[Tensor, " b"] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    def unit(self) -> Tensor:
+        """The data before normalisation, in [0, 1] for images; same shape as `data`."""
+        if not self.mean:
+            return self.data
+        shape = (1, -1) + (1,) * (self.data.ndim - 2)
+        mean = torch.tensor(self.mean, dtype=self.data.dtype, device=self.data.device)
+        std = torch.tensor(self.std, dtype=self.data.dtype, device=self.data.device)
+        return self.data * std.view(shape) + mean.view(shape)
+
+    def with_data(self, data: Tensor) -> Self:
+        """The same view of other data: How, Mask and scale are kept."""
+        return replace(self, data=data)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move to a device; a dtype is applied to floating-point data only."""
+        return _map_tensors(self, lambda t: _move(t, *args, **kwargs))
+
+    def roll(self, shift: int) -> Self:
+        """Item i becomes item i - shift (cyclically), with its How and Mask."""
+        return _map_tensors(self, lambda t: t.roll(shift, dims=0))
+
+    def take(self, index: Int[Tensor, " m"] | slice) -> Self:
+        """Some items of the batch."""
+        return _map_tensors(self, lambda t: t[index])
+
+
+def _move(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not tensor.is_floating_point():
+        args = tuple(a for a in args if not isinstance(a, torch.dtype))
+        kwargs = {k: v for k, v in kwargs.items() if k != "dtype"}
+    return tensor.to(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one batch, in the order of the plan.
+
+    Args:
+        main: full views.
+        local: small views, sorted by size.
+        index: row of each image in the manifest.
+        step: optimiser step the batch belongs to.
+        pairing: what x and y of an energy F(x, y) are here (see `Plan.pairs`).
+    """
+
+    main: tuple[View, ...]
+    index: Int[Tensor, " b"]
+    local: tuple[View, ...] = ()
+    step: int = 0
+    pairing: Pairs = "views"
+
+    def __len__(self) -> int:
+        return self.main[0].data.shape[0]
+
+    def to(self, *args: Any, **kwargs: Any) -> "Views":
+        return replace(
+            self,
+            main=tuple(v.to(*args, **kwargs) for v in self.main),
+            local=tuple(v.to(*args, **kwargs) for v in self.local),
+            index=_move(self.index, *args, **kwargs),
+        )
+
+    def take(self, index: Int[Tensor, " m"] | slice) -> "Views":
+        """Some items of the batch, in all views."""
+        return replace(
+            self,
+            main=tuple(v.take(index) for v in self.main),
+            local=tuple(v.take(index) for v in self.local),
+            index=self.index[index],
+        )
+
+    def pairs(self) -> Iterator[tuple[View | None, View | Tensor]]:
+        """Walk the (x, y) that belong together.
+
+        views: every two main views of an image; itself: the visible and the hidden patches of one
+        view; turn: an image and its quarter turn; alone: x is None, y the image.
+        """
+        if self.pairing == "views":
+            for i, x in enumerate(self.main):
+                for y in self.main[i + 1 :]:
+                    yield x, y
+        for view in self.main:
+            if self.pairing == "itself":
+                yield view, view
+            elif self.pairing == "turn":
+                assert view.made is not None
+                yield view, view.made.turns
+            elif self.pairing == "alone":
+                yield None, view
+
+    def mismatched(self) -> Iterator[tuple[View | None, View | Tensor]]:
+        """Walk (x, y) that do not belong together, the contrast set of every diagnostic.
+
+        views and itself: y of the next image of the batch, with its How and Mask; turn: another
+        turn; alone: data off the manifold, the image with its pixels independent (each channel
+        uniform in the range it has in the batch) and the image with its patches shuffled.
+        """
+        for x, y in self.pairs():
+            if isinstance(y, Tensor):
+                yield x, (y + 1 + self.index % 3) % 4
+            elif x is None:
+                yield None, y.with_data(_independent(y.data, self.step))
+                yield None, y.with_data(_shuffled(y.data, self.step))
+            else:
+                yield x, y.roll(1)
+
+
+def _generator(step: int) -> torch.Generator:
+    """Of its own, so that a diagnostic never moves the generator that training uses."""
+    return torch.Generator().manual_seed(0x5EED + step)
+
+
+def _independent(data: Tensor, step: int) -> Tensor:
+    """Every element drawn on its own, uniform in the range of its channel (or feature)."""
+    dims = [0, *range(2, data.ndim)]
+    low, high = data.amin(dims, keepdim=True), data.amax(dims, keepdim=True)
+    drawn = torch.rand(data.shape, generator=_generator(step)).to(data)
+    return low + (high - low) * drawn
+
+
+def _shuffled(data: Tensor, step: int) -> Tensor:
+    """Images cut in a 4 x 4 grid and reassembled in random order; vectors with shuffled items."""
+    if data.ndim != 4 or data.shape[-1] % 4 or data.shape[-2] % 4:
+        order = torch.rand(data.shape, generator=_generator(step)).argsort(dim=0).to(data.device)
+        return data.gather(0, order)
+    b, c, h, w = data.shape
+    cells = data.reshape(b, c, 4, h // 4, 4, w // 4).permute(0, 2, 4, 1, 3, 5)
+    cells = cells.reshape(b, 16, c, h // 4, w // 4)
+    order = torch.rand(b, 16, generator=_generator(step)).argsort(dim=1).to(data.device)
+    cells = cells[torch.arange(b, device=data.device)[:, None], order]
+    cells = cells.reshape(b, 4, 4, c, h // 4, w // 4).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(b, c, h, w)
