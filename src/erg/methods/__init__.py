@@ -1,0 +1,1 @@
+"""One file a method, nothing else in the folder. `erg.catalog` finds them."""

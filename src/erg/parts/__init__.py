@@ -1,0 +1,1 @@
+"""Weights and memory that several methods share: heads, teacher, bank, decoder, norms."""

@@ -1,1 +1,1 @@
-"""What an input becomes: the types of a view, the plans that say how views are made, the kernels."""
+"""What an input becomes: types of views, plans that say how they are made, kernels."""

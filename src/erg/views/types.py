@@ -163,7 +163,21 @@ class Views:
     def __len__(self) -> int:
         return self.main[0].data.shape[0]
 
+    def need(self, main: int) -> tuple[View, ...]:
+        """The main views, checked to be `main` many.
+
+        Raises:
+            ValueError: another number of main views.
+        """
+        if len(self.main) != main:
+            raise ValueError(
+                f"this method needs {main} main view{'s' * (main != 1)} of each image (got "
+                f"{len(self.main)}). Use a plan with {main}, or the method's own by leaving it out."
+            )
+        return self.main
+
     def to(self, *args: Any, **kwargs: Any) -> "Views":
+        """Move to a device; a dtype is applied to floating-point data only."""
         return replace(
             self,
             main=tuple(v.to(*args, **kwargs) for v in self.main),

@@ -1,0 +1,320 @@
+"""Encoders: any timm backbone by name, and small ones of ours for pixels, vectors and 2-D worlds.
+
+The only file that imports timm. An encoder knows its image size and the mean and standard
+deviation its input was normalised with, so that nothing else has to.
+"""
+
+import difflib
+import itertools
+import json
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from erg.parts.norm import across_processes
+from erg.views.types import Mask
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module, ABC):
+    """Normalised data [b c h w] or [b d] to one vector per item [b dim].
+
+    Attributes:
+        name: what it was built from.
+        arguments: further constructor arguments, JSON-able.
+        image_size: side of its input [pixels]; number of features for vectors.
+        dim: width of its output [features].
+        grid: rows and columns of its patch tokens; None where it gives one vector per image.
+        mean: per channel, subtracted from inputs in [0, 1].
+        std: per channel, by which they are then divided.
+        exportable: whether timm alone can rebuild it from name and arguments.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    image_size: int
+    dim: int
+    grid: tuple[int, int] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    exportable: bool = False
+
+    @abstractmethod
+    def forward(self, data: Tensor) -> Float[Tensor, "b d"]:
+        """One vector per item."""
+
+    def tokens(self, data: Float[Tensor, "b c h w"], mask: Mask | None = None) -> Tensor:
+        """Patch tokens [b n d]; with a mask only those it keeps, and no work for the others.
+
+        Raises:
+            ValueError: this encoder has no tokens, or cannot leave some out.
+        """
+        raise ValueError(
+            f"{self.name} gives one vector per image, no patch tokens. "
+            "Use a ViT, for example vit_tiny_patch16_224."
+        )
+
+
+class TimmEncoder(Encoder):
+    """A backbone of timm without its classifier.
+
+    Args:
+        name: timm architecture, for example resnet18 or vit_tiny_patch16_224; with a tag
+            (resnet18.a1_in1k) only the architecture is taken, unless `init` says pretrained.
+        image_size: side of its input [pixels].
+        init: nothing for random weights, `pretrained` or a tag for timm's public weights, a
+            .safetensors file, or a folder in timm's form (an erg export too).
+        arguments: passed to timm.
+    """
+
+    exportable = True
+
+    def __init__(
+        self, name: str, image_size: int, init: str | None = None, **arguments: Any
+    ) -> None:
+        super().__init__()
+        self.name, self.image_size, self.arguments = name, image_size, arguments
+        network = _create(name, image_size, init, arguments)
+        config = network.pretrained_cfg
+        if init is not None and config.get("mean") is not None:
+            self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.network = across_processes(network)
+        # Some heads widen the features on their way out, and timm then says so here.
+        self.dim = int(getattr(network, "head_hidden_size", network.num_features))
+        self.is_vit = hasattr(network, "blocks") and hasattr(network, "patch_embed")
+        if self.is_vit:
+            rows, columns = network.patch_embed.grid_size
+            self.grid = (int(rows), int(columns))
+
+    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        return self.network(data)
+
+    def tokens(self, data: Float[Tensor, "b c h w"], mask: Mask | None = None) -> Tensor:
+        net: Any = self.network
+        if not self.is_vit:
+            if mask is not None:
+                return super().tokens(data, mask)
+            return net.forward_features(data).flatten(2).transpose(1, 2)
+        x = net._pos_embed(net.patch_embed(data))  # [b prefix+n d]
+        if mask is not None:
+            prefix = net.num_prefix_tokens
+            keep = mask.keep()[..., None].expand(-1, -1, x.shape[-1])
+            x = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, keep)], dim=1)
+        x = net.norm_pre(net.patch_drop(x) if mask is None else x)
+        for block in net.blocks:
+            x = block(x)
+        return net.norm(x)[:, net.num_prefix_tokens :]
+
+
+class Pixels(Encoder):
+    """No network: the values themselves, images averaged down to a small side and flattened.
+
+    Args:
+        image_size: side of its input [pixels].
+        side: side after averaging [pixels].
+    """
+
+    name = "pixels"
+
+    def __init__(self, image_size: int, *, side: int = 16) -> None:
+        super().__init__()
+        self.image_size, self.arguments = image_size, {"side": side}
+        self.side = min(side, image_size)
+        self.dim = 3 * self.side**2
+
+    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        return nn.functional.adaptive_avg_pool2d(data, self.side).flatten(1)
+
+
+class Identity(Encoder):
+    """Vectors as they are.
+
+    Args:
+        image_size: number of features.
+    """
+
+    name = "identity"
+    mean, std = (), ()
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size, self.arguments = image_size, {}
+        self.dim = image_size
+
+    def forward(self, data: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return data
+
+
+class VectorMLP(Encoder):
+    """A fully connected network for vectors and 2-D worlds.
+
+    Args:
+        image_size: number of features.
+        width: of the hidden layers [features].
+        depth: number of hidden layers.
+        dim: width of the output [features].
+    """
+
+    name = "mlp"
+    mean, std = (), ()
+
+    def __init__(self, image_size: int, *, width: int = 128, depth: int = 2, dim: int = 64) -> None:
+        super().__init__()
+        self.image_size, self.dim = image_size, dim
+        self.arguments = {"width": width, "depth": depth, "dim": dim}
+        widths = [image_size, *[width] * depth]
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(widths):
+            layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
+        self.network = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
+
+    def forward(self, data: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return self.network(data)
+
+
+class SmallConv(Encoder):
+    """A plain convolutional network, stride 2 per stage, for tests and very small images.
+
+    Args:
+        image_size: side of its input [pixels].
+        width: channels of the first stage, doubled at each further one.
+        stages: number of stages.
+    """
+
+    name = "conv"
+
+    def __init__(self, image_size: int, *, width: int = 16, stages: int = 3) -> None:
+        super().__init__()
+        self.image_size, self.arguments = image_size, {"width": width, "stages": stages}
+        widths = [3, *[width * 2**i for i in range(stages)]]
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(widths):
+            layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)]
+        self.network = across_processes(nn.Sequential(*layers))
+        self.dim = widths[-1]
+
+    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        return self.network(data).mean(dim=(2, 3))
+
+
+OURS: dict[str, type[Encoder]] = {
+    kind.name: kind for kind in (Pixels, Identity, VectorMLP, SmallConv)
+}
+
+
+def build_encoder(
+    name: str, image_size: int, *, init: str | None = None, **arguments: Any
+) -> Encoder:
+    """An encoder by name: one of ours (pixels, identity, mlp, conv) or any timm architecture.
+
+    Raises:
+        ValueError: unknown name, arguments or weights.
+    """
+    if name not in OURS:
+        return TimmEncoder(name, image_size, init, **arguments)
+    if init is not None:
+        raise ValueError(
+            f"{name} has no public weights, so init = {init!r} cannot be loaded. "
+            "Leave init out, or use an encoder of timm."
+        )
+    try:
+        return OURS[name](image_size, **arguments)  # type: ignore[call-arg]
+    except TypeError as error:
+        raise ValueError(f"encoder {name}: {error}. See erg.encoders for its arguments.") from None
+
+
+def _create(name: str, image_size: int, init: str | None, arguments: dict[str, Any]) -> Any:
+    """A timm model with zero classes; `init` decides where its weights come from."""
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        known = [*OURS, *timm.list_models()]
+        near = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all."
+        raise ValueError(f"no encoder is called {architecture!r}. {hint}")
+    options = {"num_classes": 0, **arguments}
+    if _takes_image_size(architecture):
+        options["img_size"] = image_size
+    try:
+        if init is None:
+            return timm.create_model(architecture, pretrained=False, **options)
+        return _with_weights(architecture, name, init, options)
+    except TypeError as error:
+        raise ValueError(
+            f"timm refuses the arguments {arguments} for {architecture} ({error}). "
+            "Leave out what it does not know."
+        ) from None
+
+
+def _takes_image_size(architecture: str) -> bool:
+    """Whether the image size is part of the architecture, as for vision transformers."""
+    import timm
+
+    entry = timm.model_entrypoint(architecture)
+    transformers = (
+        "vision_transformer",
+        "deit",
+        "beit",
+        "eva",
+        "swin",
+        "xcit",
+        "cait",
+        "volo",
+        "twins",
+        "maxxvit",
+        "hiera",
+        "crossvit",
+        "mlp_mixer",
+    )
+    return entry.__module__.rsplit(".", 1)[-1].startswith(transformers)
+
+
+def _with_weights(architecture: str, name: str, init: str, options: dict[str, Any]) -> Any:
+    import timm
+
+    place = Path(init)
+    if place.is_dir():
+        if not (place / "model.safetensors").is_file() or not (place / "config.json").is_file():
+            raise ValueError(
+                f"{init} has no config.json with model.safetensors beside it. "
+                "Give a folder in timm's form, such as the encoder/ of an erg run."
+            )
+        theirs = json.loads((place / "config.json").read_text()).get("architecture")
+        if theirs != architecture:
+            raise ValueError(
+                f"{init} holds a {theirs}, not a {architecture}. Add --encoder {theirs}."
+            )
+        return timm.create_model(f"local-dir:{place}", pretrained=True, **options)
+    if place.suffix == ".safetensors":
+        if not place.is_file():
+            raise ValueError(f"there is no file {init}. Check the path given as init.")
+        return timm.create_model(architecture, checkpoint_path=str(place), **options)
+    if place.suffix or "/" in init:
+        raise ValueError(
+            f"init = {init!r} is neither a folder, a .safetensors file nor a tag of timm. "
+            "Pickled weights (.pt, .pth) are never loaded: convert them to safetensors."
+        )
+    tag = name.split(".")[1] if init == "pretrained" and "." in name else init
+    full = architecture if tag == "pretrained" else f"{architecture}.{tag}"
+    try:
+        return timm.create_model(full, pretrained=True, **options)
+    except Exception as error:  # timm raises many kinds where there is no network or no weights
+        tags = [known.split(".", 1)[1] for known in timm.list_pretrained(f"{architecture}.*")]
+        raise ValueError(
+            f"the public weights {full} could not be had ({type(error).__name__}); timm knows the "
+            f"tags {', '.join(tags[:6]) or 'none'}. Where this machine has no network, download "
+            "them elsewhere and give the .safetensors file or folder as init."
+        ) from None
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(math.prod(p.shape) for p in module.parameters() if p.requires_grad)

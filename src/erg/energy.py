@@ -1,0 +1,79 @@
+"""Energies F(x, y): low where x and y belong together. Pure functions, torch only.
+
+A similarity is a negative energy: cosine similarity s is the energy -s. Maths that is delicate in
+half precision (norms, softmax, sums over a batch) is done in at least float32 and float64 stays.
+
+Letters in shapes: b batch, d features, k codes or prototypes, n tokens, m other side of a product.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Promote half precision to float32 and leave float32 and float64 alone."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def normalise(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """Divide by the Euclidean norm (at least 1e-12)."""
+    return F.normalize(at_least_float32(x), dim=-1)
+
+
+def cosine(x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
+    """-cos(x, y), in [-1, 1]."""
+    return -(normalise(x) * normalise(y)).sum(dim=-1)
+
+
+def squared_distance(x: Float[Tensor, "b *d"], y: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+    """||x - y||^2, summed over all dimensions but the first."""
+    return (at_least_float32(x) - at_least_float32(y)).square().flatten(1).sum(dim=1)
+
+
+def mean_squared_error(x: Float[Tensor, "b *d"], y: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+    """||x - y||^2 / d, the mean over all dimensions but the first."""
+    return (at_least_float32(x) - at_least_float32(y)).square().flatten(1).mean(dim=1)
+
+
+def to_prototypes(
+    y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]
+) -> Float[Tensor, "b k"]:
+    """E(y, z = k) = ||y - w_k||^2, the energy of k-means for every code."""
+    y, w = at_least_float32(y), at_least_float32(prototypes)
+    cross = y @ w.T
+    return (y.square().sum(1, keepdim=True) - 2 * cross + w.square().sum(1)).clamp_min(0)
+
+
+def free_energy(energies: Float[Tensor, "*b k"], beta: float = float("inf")) -> Float[Tensor, "*b"]:
+    """F_beta = -(1/beta) log (1/k) sum_z exp(-beta E_z): the energy with the latent summed out.
+
+    beta = inf is the zero-temperature limit min_z E_z; beta -> 0 the mean. The 1/k keeps F finite
+    as beta -> 0.
+    """
+    energies = at_least_float32(energies)
+    if beta == float("inf"):
+        return energies.amin(dim=-1)
+    if beta == 0:
+        return energies.mean(dim=-1)
+    log_k = torch.log(torch.tensor(float(energies.shape[-1]), dtype=energies.dtype))
+    return -(torch.logsumexp(-beta * energies, dim=-1) - log_k.to(energies.device)) / beta
+
+
+def cross_entropy(
+    scores: Float[Tensor, "*b k"], target: Float[Tensor, "*b k"]
+) -> Float[Tensor, "*b"]:
+    """-sum_k q_k log softmax(s)_k against a soft target q that sums to 1."""
+    return -(at_least_float32(target) * at_least_float32(scores).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def of_class(logits: Float[Tensor, "b k"], target: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """-log softmax(logits)[target]: the energy of a class."""
+    return F.cross_entropy(at_least_float32(logits), target, reduction="none")
+
+
+def over_hidden(errors: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """Mean of a per-patch error over the hidden patches of each image."""
+    weight = hidden.to(errors.dtype)
+    return (errors * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)

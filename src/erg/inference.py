@@ -1,0 +1,89 @@
+"""Inference of a latent: argmin_z or softmin_z of an energy. Pure functions, torch only.
+
+Letters in shapes: b batch, d features, k codes or prototypes.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from erg import distributed
+from erg.energy import at_least_float32, to_prototypes
+
+
+def nearest(y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]) -> Int[Tensor, " b"]:
+    """argmin_k ||y - w_k||^2, the code of k-means."""
+    return to_prototypes(y, prototypes).argmin(dim=1)
+
+
+def responsibilities(energies: Float[Tensor, "*b k"], beta: float) -> Float[Tensor, "*b k"]:
+    """softmin_z: exp(-beta E_z) / sum_z' exp(-beta E_z')."""
+    return (-beta * at_least_float32(energies)).softmax(dim=-1)
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Float[Tensor, "b k"], eps: float = 0.05, iterations: int = 3
+) -> Float[Tensor, "b k"]:
+    """Soft codes that use every prototype equally (Caron et al. 2020, SwAV, section 3.1).
+
+    exp(s / eps), then in turn: prototypes (columns here) scaled to equal mass over the *global*
+    batch, samples (rows) scaled to sum to 1. Ends on the samples, so each row sums to 1 exactly
+    and the prototypes are balanced only approximately. The largest score of all ranks is
+    subtracted before the exponential, which leaves the result unchanged and never overflows.
+    """
+    scores = at_least_float32(scores) / eps
+    top = scores.max() if scores.numel() else scores.new_full((), float("-inf"))
+    if distributed.active():
+        torch.distributed.all_reduce(top, op=torch.distributed.ReduceOp.MAX)
+    q = (scores - top).exp()
+    for _ in range(iterations):
+        mass = distributed.sum(q.sum(dim=0))
+        q = q / mass.clamp_min(torch.finfo(q.dtype).tiny)
+        q = q / q.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
+    return q
+
+
+@torch.no_grad()
+def lloyd_step(
+    y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]
+) -> tuple[Float[Tensor, "k d"], Int[Tensor, " k"]]:
+    """One step of Lloyd's algorithm: each prototype becomes the mean of the points nearest to it.
+
+    Empty prototypes move to the points that are farthest from theirs, the farthest first.
+
+    Returns:
+        the new prototypes and how many points each holds.
+    """
+    distance = to_prototypes(y, prototypes)
+    closest, code = distance.min(dim=1)
+    held = torch.bincount(code, minlength=len(prototypes))
+    sums = torch.zeros_like(prototypes).index_add_(0, code, y.to(prototypes.dtype))
+    moved = sums / held.clamp_min(1)[:, None].to(sums)
+    empty = (held == 0).nonzero().flatten()
+    farthest = closest.argsort(descending=True)[: len(empty)]
+    moved[empty[: len(farthest)]] = y[farthest].to(moved.dtype)
+    return moved, held
+
+
+@torch.no_grad()
+def spread_out(
+    y: Float[Tensor, "b d"], k: int, generator: torch.Generator | None = None
+) -> Float[Tensor, "k d"]:
+    """k starting prototypes by k-means++: each drawn with probability proportional to its squared
+    distance from those already drawn (Arthur & Vassilvitskii 2007).
+
+    Raises:
+        ValueError: fewer points than prototypes.
+    """
+    if len(y) < k:
+        raise ValueError(f"k-means needs at least k = {k} points (got {len(y)}). Use a smaller k.")
+    draw = torch.rand(k, generator=generator, dtype=torch.float64)
+    chosen = [int(draw[0] * len(y))]
+    closest = to_prototypes(y, y[chosen]).flatten().double().cpu()
+    for i in range(1, k):
+        cumulative = closest.cumsum(0)
+        point = int(torch.searchsorted(cumulative, draw[i] * cumulative[-1]).clamp_max(len(y) - 1))
+        chosen.append(point)
+        closest = torch.minimum(closest, to_prototypes(y, y[[point]]).flatten().double().cpu())
+    return y[chosen].clone()

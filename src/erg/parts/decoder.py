@@ -1,0 +1,124 @@
+"""Decoders: from embeddings or tokens back to pixels."""
+
+import itertools
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def patches(images: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b n p"]:
+    """Cut into patches, row-major; p = patch height * patch width * c."""
+    b, c, h, w = images.shape
+    rows, columns = grid
+    cut = images.reshape(b, c, rows, h // rows, columns, w // columns)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(b, rows * columns, -1)
+
+
+def from_patches(
+    cells: Float[Tensor, "b n p"], grid: tuple[int, int], channels: int = 3
+) -> Float[Tensor, "b c h w"]:
+    """Undo `patches` for square patches."""
+    b = len(cells)
+    rows, columns = grid
+    side = math.isqrt(cells.shape[-1] // channels)
+    cut = cells.reshape(b, rows, columns, side, side, channels)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(b, channels, rows * side, columns * side)
+
+
+def sincos_positions(dim: int, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
+    """Fixed 2-D sine-cosine position embeddings, half of the width for rows, half for columns."""
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64),
+        torch.arange(grid[1], dtype=torch.float64),
+        indexing="ij",
+    )
+    rate = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angles = [position.reshape(-1, 1) * rate for position in (rows, columns)]
+    return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1).float()
+
+
+class TokenDecoder(nn.Module):
+    """A small transformer that fills in hidden patches (He et al. 2022, MAE).
+
+    Args:
+        fan_in: width of the encoder's tokens [features].
+        grid: rows and columns of patches.
+        patch: values per patch to predict.
+        width: width inside [features].
+        depth: blocks.
+        heads: attention heads.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, fan_in: int, grid: tuple[int, int], patch: int, *, width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(fan_in, width)
+        self.blank = nn.Parameter(torch.zeros(width).normal_(std=0.02))
+        self.register_buffer("positions", sincos_positions(width, grid))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                heads,
+                4 * width,
+                dropout=0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, patch)
+
+    def forward(
+        self, tokens: Float[Tensor, "b m d"], keep: Int[Tensor, "b m"]
+    ) -> Float[Tensor, "b n p"]:
+        """Predict every patch from the encoder's tokens of the visible ones at places `keep`."""
+        known = self.embed(tokens)
+        n, width = self.positions.shape
+        x = self.blank.to(known.dtype).expand(len(tokens), n, width)
+        x = x.scatter(1, keep[..., None].expand(-1, -1, width), known)  # [b n width]
+        x = x + self.positions.to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.predict(self.norm(x))
+
+
+class ConvDecoder(nn.Module):
+    """From one vector per image to an image: a linear layer to 4 x 4, then doublings.
+
+    Each doubling is a nearest-neighbour enlargement and a 3 x 3 convolution, which leaves no
+    checkerboard as transposed convolutions do.
+
+    Args:
+        dim: width of the embedding [features].
+        image_size: side of the image [pixels], a power of two times 4 up to rounding.
+        width: channels before the last layer; doubled towards the embedding.
+        channels: of the image.
+    """
+
+    def __init__(self, dim: int, image_size: int, *, width: int = 32, channels: int = 3) -> None:
+        super().__init__()
+        doublings = max(1, round(math.log2(image_size / 4)))
+        self.image_size = image_size
+        widths = [min(256, width * 2**i) for i in range(doublings, -1, -1)]
+        self.start = nn.Linear(dim, widths[0] * 16)
+        self.first = widths[0]
+        self.steps = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.ReLU(inplace=True))
+            for a, b in itertools.pairwise(widths)
+        )
+        self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
+
+    def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        x = self.start(z).reshape(len(z), self.first, 4, 4)
+        for step in self.steps:
+            x = step(nn.functional.interpolate(x, scale_factor=2))
+        if x.shape[-1] != self.image_size:
+            x = nn.functional.interpolate(x, size=self.image_size)
+        return self.last(x)

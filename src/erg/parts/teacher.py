@@ -1,0 +1,34 @@
+"""A slow copy of a network that follows it by an exponential moving average."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Teacher(nn.Module):
+    """theta' <- m theta' + (1 - m) theta, without gradient.
+
+    It starts as a copy, and its batch norms use the statistics of their own batches in training.
+
+    Args:
+        student: the network to copy and to follow.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False)
+        # In a tuple, so that the student is not registered (and saved, and averaged) twice.
+        self._student = (student,)
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Move every parameter towards the student's; buffers stay the teacher's own."""
+        mine, theirs = self.network.parameters(), self._student[0].parameters()
+        for slow, fast in zip(mine, theirs, strict=True):
+            slow.lerp_(fast.to(slow.dtype), 1 - momentum)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network(*args, **kwargs)
