@@ -6,7 +6,6 @@ Letters in shapes: n items, d features.
 import json
 import os
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ class Embeddings:
     ids: Int64[np.ndarray, " n"]
     labels: Shaped[np.ndarray, " n"] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
-    paths: Sequence[str] | None = None
+    paths: list[str] | None = None
 
     def __post_init__(self) -> None:
         vectors, ids = np.asarray(self.vectors), np.asarray(self.ids)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from erg.parts.norm import across_processes
@@ -318,3 +320,88 @@ def _with_weights(architecture: str, name: str, init: str, options: dict[str, An
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable values."""
     return sum(math.prod(p.shape) for p in module.parameters() if p.requires_grad)
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Write config.json and model.safetensors, in timm's form where timm can rebuild it.
+
+    The key `erg` of the config holds what `load_encoder` needs; timm ignores it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = {
+        "name": encoder.name,
+        "image_size": encoder.image_size,
+        "arguments": encoder.arguments,
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+    }
+    config: dict[str, Any] = {"architecture": encoder.name, "format": 1, "erg": ours}
+    module: nn.Module = encoder
+    if isinstance(encoder, TimmEncoder):
+        module = encoder.network
+        config |= _timm_config(encoder)
+    weights = {
+        k: t.detach().cpu().float().contiguous().clone()
+        if t.is_floating_point()
+        else t.detach().cpu().clone()
+        for k, t in module.state_dict().items()
+    }
+    content = save(weights, metadata={"format": "pt"})
+    for name, data in (
+        ("model.safetensors", content),
+        ("config.json", json.dumps(config, indent=2).encode()),
+    ):
+        temporary = folder / f".{name}.tmp"
+        temporary.write_bytes(data)
+        temporary.replace(folder / name)
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Read what `save_encoder` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no encoder of ours, or its weights do not fit.
+    """
+    try:
+        ours = json.loads((folder / "config.json").read_text())["erg"]
+        encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, KeyError, TypeError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder} holds no encoder of erg ({type(error).__name__}: {error}). Give the "
+            "encoder/ folder of a run, or an export."
+        ) from None
+    encoder.mean, encoder.std = tuple(ours["mean"]), tuple(ours["std"])
+    module = encoder.network if isinstance(encoder, TimmEncoder) else encoder
+    try:
+        module.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit its config: {error}") from None
+    return encoder.eval()
+
+
+def _timm_config(encoder: TimmEncoder) -> dict[str, Any]:
+    """What timm's `local-dir:` loading reads."""
+    known: dict[str, Any] = encoder.network.pretrained_cfg
+    size = encoder.image_size
+    architecture = encoder.name.split(".")[0]
+    fixed = _takes_image_size(architecture)
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": encoder.dim,
+        "model_args": {**encoder.arguments, **({"img_size": size} if fixed else {})},
+        "pretrained_cfg": {
+            "tag": "erg",
+            "input_size": [3, size, size],
+            "fixed_input_size": fixed,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": list(encoder.mean),
+            "std": list(encoder.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+        },
+    }

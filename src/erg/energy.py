@@ -6,10 +6,34 @@ half precision (norms, softmax, sums over a batch) is done in at least float32 a
 Letters in shapes: b batch, d features, k codes or prototypes, n tokens, m other side of a product.
 """
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Switch autocast off inside a function, so that its matrix products stay in float32.
+
+    Promoting the inputs is not enough: autocast would cast them down again for the product.
+    """
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return inside
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -27,6 +51,13 @@ def cosine(x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"]) -> Float[Tensor, 
     return -(normalise(x) * normalise(y)).sum(dim=-1)
 
 
+@full_precision
+def products(x: Float[Tensor, "b d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "b m"]:
+    """x_i . y_j for all i and j."""
+    x = at_least_float32(x)
+    return x @ y.to(x.dtype).T
+
+
 def squared_distance(x: Float[Tensor, "b *d"], y: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
     """||x - y||^2, summed over all dimensions but the first."""
     return (at_least_float32(x) - at_least_float32(y)).square().flatten(1).sum(dim=1)
@@ -37,6 +68,7 @@ def mean_squared_error(x: Float[Tensor, "b *d"], y: Float[Tensor, "b *d"]) -> Fl
     return (at_least_float32(x) - at_least_float32(y)).square().flatten(1).mean(dim=1)
 
 
+@full_precision
 def to_prototypes(
     y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]
 ) -> Float[Tensor, "b k"]:

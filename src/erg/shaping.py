@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from erg.energy import at_least_float32, normalise
+from erg.energy import at_least_float32, full_precision, normalise
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: float) -> Tensor:
@@ -18,6 +18,7 @@ def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: flo
     return -(normalise(x) * normalise(y)).sum(dim=-1).mean() / temperature
 
 
+@full_precision
 def repulsion(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: float) -> Tensor:
     """The part of NT-Xent that pushes: mean over the 2b views of log sum_{k != i} exp(s_ik / T).
 
@@ -30,6 +31,7 @@ def repulsion(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: flo
     return scores.masked_fill(itself, float("-inf")).logsumexp(dim=1).mean()
 
 
+@full_precision
 def cross_repulsion(x: Float[Tensor, "b d"], y: Float[Tensor, "m d"], temperature: float) -> Tensor:
     """The pushing part of InfoNCE across views: mean_i log sum_j exp(cos(x_i, y_j) / T)."""
     return (normalise(x) @ normalise(y).T / temperature).logsumexp(dim=1).mean()
@@ -45,6 +47,7 @@ def variance(z: Float[Tensor, "b d"], floor: float = 1.0, eps: float = 1e-4) -> 
     return (floor - std).clamp_min(0).mean()
 
 
+@full_precision
 def covariance(z: Float[Tensor, "b d"]) -> Tensor:
     """Sum of squared off-diagonal covariances, divided by d (VICReg, eq. 3 and 4)."""
     z = at_least_float32(z)

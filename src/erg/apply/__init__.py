@@ -1,0 +1,1 @@
+"""What needs both a trained model and data: embed, score, picture, export."""

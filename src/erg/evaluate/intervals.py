@@ -47,7 +47,9 @@ def bootstrap(
     if values.size == 0:
         raise ValueError("a score needs at least one test item (got none).")
     if not np.isfinite(values).all():
-        raise ValueError("a test item's score is NaN or infinite. Score every item or leave it out.")
+        raise ValueError(
+            "a test item's score is NaN or infinite. Score every item or leave it out."
+        )
     means = _resampled_means(values, np.random.default_rng(seed), repeats)
     low, high = np.quantile(means, LEVEL)
     return Score(float(values.mean()), float(low), float(high))

@@ -19,11 +19,11 @@ class Neighbours(NamedTuple):
     """The nearest items of the bank per query, nearest first.
 
     Args:
-        index: rows of the bank.
+        rows: of the bank.
         similarity: cosine similarity, in [-1, 1].
     """
 
-    index: Int64[np.ndarray, "m k"]
+    rows: Int64[np.ndarray, "m k"]
     similarity: Float32[np.ndarray, "m k"]
 
 
@@ -52,26 +52,31 @@ def nearest(
         device: where the similarities are computed.
 
     Raises:
-        ValueError: k is not in 1 to n, or too few items are left outside a query's group; or a
-            vector holds NaN.
+        ValueError: k is not in 1 to n, too few items are left outside a query's group, the sides
+            have different features, or a vector holds NaN.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k should be in 1 to {len(bank)}, the size of the bank (got {k}).")
+    if bank.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"the bank has {bank.shape[1]} features and the queries have {queries.shape[1]}. "
+            "Embed both with the same encoder."
+        )
     codes = _codes(bank_groups, query_groups, len(bank), len(queries))
     bank_unit = torch.from_numpy(unit(bank))
     query_unit = torch.from_numpy(unit(queries))
-    index = np.empty((len(queries), k), dtype=np.int64)
+    rows = np.empty((len(queries), k), dtype=np.int64)
     similarity = np.empty((len(queries), k), dtype=np.float32)
     for start in range(0, len(queries), block):
-        rows = slice(start, start + block)
-        own = None if codes is None else (codes[0], codes[1][rows])
-        best, where = _nearest_of_block(bank_unit, query_unit[rows], k, own, device)
-        similarity[rows], index[rows] = best.cpu().numpy(), where.cpu().numpy()
+        batch = slice(start, start + block)
+        own = None if codes is None else (codes[0], codes[1][batch])
+        best, where = _nearest_of_block(bank_unit, query_unit[batch], k, own, device)
+        similarity[batch], rows[batch] = best.cpu().numpy(), where.cpu().numpy()
     if codes is not None and np.isneginf(similarity).any():
         raise ValueError(
             f"a query has fewer than k = {k} items outside its own group. Use a smaller k."
         )
-    return Neighbours(index, np.clip(similarity, -1, 1))
+    return Neighbours(rows, np.clip(similarity, -1, 1))
 
 
 def vote(
@@ -98,23 +103,24 @@ def vote(
     Raises:
         ValueError: there are fewer neighbours than k, or T is not positive.
     """
-    available = found.index.shape[1]
-    k = available if k is None else k
-    if not 1 <= k <= available:
-        raise ValueError(f"k should be in 1 to {available}, the neighbours found (got {k}).")
+    available = found.rows.shape[1]
+    voters = available if k is None else k
+    if not 1 <= voters <= available:
+        raise ValueError(f"k should be in 1 to {available}, the neighbours found (got {voters}).")
     if not temperature > 0:
         raise ValueError(f"temperature should be positive (got {temperature}).")
     classes, codes = np.unique(labels, return_inverse=True)
-    winners = np.empty(len(found.index), dtype=np.int64)
+    winners = np.empty(len(found.rows), dtype=np.int64)
     block = max(1, 2**22 // len(classes))
     for start in range(0, len(winners), block):
-        rows = slice(start, start + block)
-        similarity = found.similarity[rows, :k].astype(np.float64)
+        batch = slice(start, start + block)
+        similarity = found.similarity[batch, :voters].astype(np.float64)
         # Relative to the nearest: the same winner, and no overflow at a low temperature.
         weight = np.exp((similarity - similarity[:, :1]) / temperature)
-        cell = np.arange(len(weight))[:, None] * len(classes) + codes[found.index[rows, :k]]
+        row = np.arange(len(weight))[:, None]
+        cell = row * len(classes) + codes[found.rows[batch, :voters]]
         total = np.bincount(cell.ravel(), weight.ravel(), minlength=len(weight) * len(classes))
-        winners[rows] = total.reshape(-1, len(classes)).argmax(axis=1)
+        winners[batch] = total.reshape(-1, len(classes)).argmax(axis=1)
     return classes[winners]
 
 

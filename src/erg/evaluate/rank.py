@@ -139,9 +139,7 @@ def _singular_values(matrix: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, 
     return np.linalg.svd(matrix, compute_uv=False)
 
 
-def _sample(
-    vectors: Float[np.ndarray, "n d"], items: int, seed: int
-) -> Float[np.ndarray, "m d"]:
+def _sample(vectors: Float[np.ndarray, "n d"], items: int, seed: int) -> Float[np.ndarray, "m d"]:
     if len(vectors) <= items:
         return vectors
     chosen = np.random.default_rng(seed).choice(len(vectors), size=items, replace=False)

@@ -79,7 +79,7 @@ class SwAV(Method):
 
     def scores(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """Cosines of z with every prototype."""
-        return z @ self.prototypes.weight.to(z.dtype).T
+        return energy.products(z, self.prototypes.weight)
 
     def codes(self, z: Float[Tensor, "b d"], queue: Queue | None = None) -> Float[Tensor, "b k"]:
         """q: balanced over the global batch, and over the queue where one is given."""

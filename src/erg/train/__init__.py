@@ -1,0 +1,1 @@
+"""Training: the run as data, the loop, checkpoints, preemption, watching."""

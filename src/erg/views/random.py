@@ -39,6 +39,8 @@ class Purpose(IntEnum):
     NOISE = 8
     ZEROED = 9
     MASK = 10
+    WEIGHTS = 11
+    STEP = 12
 
 
 def _as_uint64(word: Word) -> np.ndarray:

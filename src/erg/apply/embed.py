@@ -1,0 +1,118 @@
+"""Vectors of every image of a source."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erg.data.loader import Images
+from erg.data.manifest import Manifest
+from erg.data.source import open_source
+from erg.embeddings import Embeddings
+from erg.encoders import Encoder, load_encoder
+from erg.train.features import features, whole_images
+from erg.train.fit import Fitted, open_items
+
+Tell = Callable[[str], None]
+Count = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Data ready to be embedded.
+
+    Args:
+        images: decoded images by row, or vectors [n d].
+        manifest: what every row is.
+        rows: readable rows.
+        labels: class number by row of the manifest, -1 for none.
+        classes: names of the classes.
+    """
+
+    images: Images | np.ndarray
+    manifest: Manifest
+    rows: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+
+def open_for(
+    encoder: Encoder, data: Any, *, label: str | None = None, progress: Count | None = None
+) -> Opened:
+    """Open any data at the sharpness an encoder wants, in memory where it fits."""
+    source = open_source(data, label=label)
+    manifest, images = open_items(
+        source, short_side=max(64, 2 * encoder.image_size), progress=progress
+    )
+    codes, classes = manifest.labels if label is not None else (None, ())
+    return Opened(images, manifest, manifest.ok, codes, tuple(classes))
+
+
+def vectors_of(
+    embed: Callable[[Tensor], Tensor],
+    module: torch.nn.Module,
+    encoder: Encoder,
+    opened: Opened,
+    rows: np.ndarray,
+    *,
+    autocast: torch.dtype | None = None,
+    threads: int = 2,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """`embed` of given rows [n d], each seen whole, exactly once, in order."""
+    views = whole_images(
+        opened.images, rows, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std,
+        threads=threads,
+    )  # fmt: skip
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return features(embed, module, views, device=device, autocast=autocast, progress=progress)
+
+
+def embed(
+    model: Fitted | Path | str,
+    data: Any,
+    *,
+    label: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Embeddings:
+    """Every readable image of `data` as a vector.
+
+    Args:
+        model: a trained run, or a folder with an encoder (an export, or encoder/ of a run).
+        data: anything `open_source` opens.
+        label: where labels are found, to be kept beside the vectors.
+        progress: called with (images done, images in all).
+
+    Raises:
+        ValueError: the model or the data cannot be used.
+    """
+    if isinstance(model, Fitted):
+        module, encoder, call = model.method, model.method.encoder, model.method.encode
+        autocast = model.run.autocast(next(module.parameters()).device)
+        name = f"{model.run.method} {model.run.encoder}"
+    else:
+        module = encoder = load_encoder(Path(model))
+        call, autocast, name = encoder, None, encoder.name
+    opened = open_for(encoder, data, label=label)
+    done = 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(done, len(opened.rows))
+
+    vectors = vectors_of(
+        call, module, encoder, opened, opened.rows, autocast=autocast, progress=count
+    )
+    labels = None
+    if opened.labels is not None:
+        names = np.array([*opened.classes, ""])
+        labels = names[opened.labels[opened.rows]]
+    paths = [opened.manifest.paths[i] for i in opened.rows]
+    origin = {"model": name, "image_size": encoder.image_size, "data": str(data)[:200]}
+    return Embeddings(vectors, opened.rows, labels, origin, paths)

@@ -1,0 +1,164 @@
+"""What the page shows: thumbnails, a map, neighbours, the views the method saw, energies."""
+
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from erg.apply.embed import Opened, vectors_of
+from erg.data.loader import Loader
+from erg.explore.neighbours import panels
+from erg.explore.project import project
+from erg.train.checkpoint import write_atomically
+from erg.train.fit import Fitted
+from erg.train.health import HELD_EPOCH, record_energies
+from erg.views.pixels import Pixels
+from erg.views.types import Views
+
+THUMB, SHEET_COLUMNS = 48, 40
+VIEW = 96
+
+
+def draw_pictures(
+    fitted: Fitted,
+    opened: Opened,
+    *,
+    held: np.ndarray | None = None,
+    items: int = 1500,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Write pictures/ into the run folder.
+
+    Args:
+        fitted: the trained run.
+        opened: images to show.
+        held: rows held out of training, whose energies are measured; all rows if not given.
+        items: images on the map, spread evenly over the rows.
+        tell: called with lines worth printing.
+    """
+    folder = fitted.folder / "pictures"
+    folder.mkdir(exist_ok=True)
+    rows = opened.rows[
+        np.linspace(0, len(opened.rows) - 1, min(items, len(opened.rows))).astype(int)
+    ]
+    held = opened.rows if held is None or len(held) < 4 else held
+    loader = _loader(fitted, opened, held)
+    record_energies(
+        folder / "energies.json", fitted.method, loader.make(held[:512], epoch=HELD_EPOCH), "after"
+    )
+    if isinstance(opened.images, np.ndarray):
+        return folder
+    tell(f"Drawing a map of {len(rows)} images.")
+    vectors = vectors_of(fitted.method.encode, fitted.method, fitted.encoder, opened, rows)
+    _map(folder, opened, rows, vectors)
+    _views(folder, fitted, opened, loader.make(rows[:8], epoch=0), rows[:8])
+    loader.close()
+    return folder
+
+
+def _loader(fitted: Fitted, opened: Opened, rows: np.ndarray) -> Loader:
+    encoder = fitted.encoder
+    return Loader(
+        opened.images, rows, fitted.run.plan or fitted.method.plan(), batch=len(rows),
+        seed=fitted.run.seed, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std,
+    )  # fmt: skip
+
+
+def _map(folder: Path, opened: Opened, rows: np.ndarray, vectors: np.ndarray) -> None:
+    xy, name = project(vectors)
+    labels = None
+    if opened.labels is not None:
+        names = [*opened.classes, ""]
+        labels = [names[opened.labels[row]] for row in rows]
+    pixels = opened.images.pixels(rows)  # type: ignore[union-attr]
+    thumbs = [_square(pixels, i, THUMB) for i in range(len(rows))]
+    write_atomically(folder / "thumbnails.webp", _sheet(thumbs, SHEET_COLUMNS))
+    points = {
+        "format": 1,
+        "size": THUMB,
+        "columns": SHEET_COLUMNS,
+        "projection": name,
+        "x": [round(float(x), 4) for x in xy[:, 0]],
+        "y": [round(float(y), 4) for y in xy[:, 1]],
+        "path": [opened.manifest.paths[row] for row in rows],
+        "label": labels,
+    }
+    write_atomically(folder / "map.json", json.dumps(points).encode())
+    if len(vectors) > 8:
+        found = panels(vectors)
+        queries = [
+            {
+                "item": int(query),
+                "neighbours": [
+                    {"item": int(item), "similarity": round(float(similarity), 4)}
+                    for item, similarity in zip(near, how_near, strict=True)
+                ],
+            }
+            for query, near, how_near in zip(*found, strict=True)
+        ]
+        text = json.dumps({"format": 1, "queries": queries})
+        write_atomically(folder / "neighbours.json", text.encode())
+
+
+def _views(folder: Path, fitted: Fitted, opened: Opened, views: Views, rows: np.ndarray) -> None:
+    pixels = opened.images.pixels(rows)  # type: ignore[union-attr]
+    made = [*views.main, *views.local]
+    captions = [
+        "image",
+        *(f"view {i + 1}" for i in range(len(views.main))),
+        *(f"small {i + 1}" for i in range(len(views.local))),
+    ]
+    cells: list[np.ndarray] = []
+    for i in range(len(rows)):
+        cells.append(_square(pixels, i, VIEW))
+        for view in made:
+            image = view.unit()[i].float()
+            if view.mask is not None:
+                image = image * _visible(view.mask.hidden[i], view.mask.grid, image.shape[-1])
+            array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            cells.append(_resized(Image.fromarray(np.ascontiguousarray(array)), VIEW))
+    write_atomically(folder / "views.webp", _sheet(cells, len(captions)))
+    about = {
+        "format": 1,
+        "size": VIEW,
+        "columns": len(captions),
+        "rows": [{"path": opened.manifest.paths[row], "captions": captions} for row in rows],
+    }
+    write_atomically(folder / "views.json", json.dumps(about).encode())
+
+
+def _visible(hidden: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
+    """1 where a pixel is visible, 0 where its patch is hidden [h w]."""
+    kept = (~hidden.any(dim=0)).float().reshape(1, 1, *grid)
+    return torch.nn.functional.interpolate(kept, size=(side, side))[0, 0]
+
+
+def _square(pixels: Pixels, i: int, side: int) -> np.ndarray:
+    """The centred square of image i, as evaluation sees it, at a given side."""
+    image = pixels.image(i)
+    h, w = image.shape[:2]
+    edge = min(h, w)
+    top, left = (h - edge) // 2, (w - edge) // 2
+    return _resized(Image.fromarray(image[top : top + edge, left : left + edge]), side)
+
+
+def _resized(image: Image.Image, side: int) -> np.ndarray:
+    smooth = image.width > side / 2
+    filter = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    return np.asarray(image.resize((side, side), filter))
+
+
+def _sheet(cells: list[np.ndarray], columns: int) -> bytes:
+    side = cells[0].shape[0]
+    rows = -(-len(cells) // columns)
+    sheet = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
+    for i, cell in enumerate(cells):
+        y, x = divmod(i, columns)
+        sheet[y * side : (y + 1) * side, x * side : (x + 1) * side] = cell
+    out = BytesIO()
+    Image.fromarray(sheet).save(out, "WEBP", quality=80)
+    return out.getvalue()

@@ -1,0 +1,414 @@
+"""Decoded images side by side in one buffer (Cache), or decoded when asked for (Stream).
+
+A cache file is the pixels of all readable images in the order of the manifest and nothing else.
+Its sidecar `<file>.json` says of what, with a checksum, so that a foreign, damaged or half-written
+file is noticed and made again.
+"""
+
+import errno
+import glob
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL
+
+from erg.data.decode import UnreadableImage, image_size, shrunk
+from erg.data.manifest import (
+    Manifest,
+    build_manifest,
+    content_hash,
+    default_threads,
+    in_threads,
+    partial_name,
+    settle,
+    whole_file,
+    with_name,
+)
+from erg.data.source import DataError, Source, decode_item
+from erg.views.pixels import Pixels
+
+FORMAT = 1
+"""Of the sidecar; a reader exists for each."""
+
+Progress = Callable[[int, int], None]
+
+_SAMPLE = 64  # items whose headers are read to estimate the size of all
+
+
+class Cache:
+    """Decoded images of all rows of a manifest.
+
+    Args:
+        flat: pixels of all images one after another, uint8 [bytes]; may be a memory map.
+        sizes: height and width of every row, [n 2] pixels; 0, 0 for rows that were skipped.
+    """
+
+    def __init__(self, flat: np.ndarray, sizes: np.ndarray) -> None:
+        self.flat = flat
+        self.height, self.width = np.ascontiguousarray(sizes.T, dtype=np.int64)
+        ends = np.cumsum(self.height * self.width * 3)
+        self.offset = ends - self.height * self.width * 3
+        if len(flat) != ends[-1]:
+            raise ValueError(
+                f"{len(flat):,} bytes of pixels are not the {ends[-1]:,} bytes of images of these "
+                "sizes. Decode the images again."
+            )
+
+    def pixels(self, rows: np.ndarray) -> Pixels:
+        """The images of some rows; no pixel is copied.
+
+        Args:
+            rows: rows of the manifest, int64 [b].
+
+        Raises:
+            ValueError: a row was skipped.
+        """
+        height = self.height[rows]
+        if not height.all():
+            raise ValueError(f"row {rows[np.argmin(height)]} was skipped. Use rows of manifest.ok.")
+        return Pixels(self.flat, self.offset[rows], height, self.width[rows])
+
+
+class Stream:
+    """Images decoded when asked for, in threads: for sets larger than the budget.
+
+    Args:
+        source: of the images.
+        manifest: of the source.
+        short_side: of the images (see `load_rgb`).
+        threads: that decode; None: as many as there are cores, at most 8.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        manifest: Manifest,
+        *,
+        short_side: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.source, self.short_side, self.hashes = source, short_side, manifest.hashes
+        self.pool = ThreadPoolExecutor(threads or default_threads(), "erg-stream")
+
+    def pixels(self, rows: np.ndarray) -> Pixels:
+        """The images of some rows, decoded into one buffer; rows as in `Cache.pixels`.
+
+        Raises:
+            DataError: an item has changed or can no longer be read.
+        """
+        return Pixels.pack(list(self.pool.map(self._read, np.asarray(rows).tolist())))
+
+    def _read(self, row: int) -> np.ndarray:
+        return _read_again(self.source, row, self.hashes[row], self.short_side)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_again(source: Source, row: int, expected: str, short_side: int | None) -> np.ndarray:
+    """Decode an item of a manifest, which must still be what the manifest says it is."""
+
+    def read(i: int) -> np.ndarray:
+        item = source.item(i)
+        if content_hash(item) != expected:
+            raise UnreadableImage("Its content has changed.")
+        return decode_item(item, short_side)
+
+    try:
+        return with_name(source, read, row)
+    except (UnreadableImage, OSError) as error:
+        raise DataError(
+            f"{source.path(row)} was readable before and is not now: {error} Put the file back as "
+            "it was, or start a new run."
+        ) from error
+
+
+def open_images(
+    source: Source,
+    *,
+    short_side: int | None = None,
+    file: Path | None = None,
+    budget: int | None = None,
+    max_skipped: float = 0.2,
+    threads: int | None = None,
+    manifest: Manifest | None = None,
+    progress: Progress | None = None,
+) -> tuple[Manifest, Cache | Stream]:
+    """Look at every item, decode each once, and keep the pixels where they fit the budget.
+
+    Args:
+        source: of the images.
+        short_side: shrink images so that the shorter side has at most this many pixels.
+        file: keep the pixels in this file rather than in memory.
+        budget: largest size of all pixels [bytes]; None: a third of the free memory, or of the
+            free disk where there is a file. Larger sets are decoded whenever they are used.
+        max_skipped: largest share of unreadable items.
+        threads: that read and decode; None: as many as there are cores, at most 8.
+        manifest: of the source, from an earlier run: a cache file made of it is used as it is.
+        progress: called with the number of items done and of all items.
+
+    Raises:
+        DataError: the source holds vectors, too many items are unreadable, or items are not what
+            the manifest says.
+    """
+    if source.kind != "image":
+        raise DataError(f"{source.describe()} are no images. Use the vectors of the source.")
+    budget = default_budget(file) if budget is None else budget
+    if manifest is not None:
+        return manifest, _open_again(source, manifest, short_side, file, budget, threads, progress)
+    fits = _estimate(source, short_side) <= budget
+    with _Writer(file, budget if fits else 0) as writer:
+        manifest = build_manifest(
+            source,
+            max_skipped=max_skipped,
+            threads=threads,
+            short_side=short_side,
+            sink=writer.append,
+            progress=progress,
+        )
+        cache = writer.finish(manifest, short_side)
+    if cache is not None:
+        return manifest, cache
+    return manifest, Stream(source, manifest, short_side=short_side, threads=threads)
+
+
+def _open_again(
+    source: Source,
+    manifest: Manifest,
+    short_side: int | None,
+    file: Path | None,
+    budget: int,
+    threads: int | None,
+    progress: Progress | None,
+) -> Cache | Stream:
+    if len(manifest) != len(source):
+        raise DataError(
+            f"{source.describe()}, but the manifest has {len(manifest):,} rows. Put the data back "
+            "as they were, or start a new run."
+        )
+    if _total(manifest, short_side) > budget:
+        return Stream(source, manifest, short_side=short_side, threads=threads)
+    return build_cache(
+        source, manifest, short_side=short_side, file=file, threads=threads, progress=progress
+    )
+
+
+def build_cache(
+    source: Source,
+    manifest: Manifest,
+    *,
+    short_side: int | None = None,
+    file: Path | None = None,
+    budget: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Cache:
+    """Decode the readable items of a manifest, or reuse a cache file made of the same.
+
+    Args:
+        source: of the images.
+        manifest: of the source.
+        short_side: shrink images so that the shorter side has at most this many pixels.
+        file: keep the pixels in this file rather than in memory.
+        budget: largest size of all pixels [bytes]; None: any.
+        threads: that read and decode; None: as many as there are cores, at most 8.
+        progress: called with the number of items done and of all items.
+
+    Raises:
+        DataError: an item has changed or can no longer be read, or all exceed the budget.
+    """
+    total = _total(manifest, short_side)
+    if budget is not None and total > budget:
+        raise DataError(
+            f"the decoded images take {total:,} bytes, more than the budget of {budget:,}. Raise "
+            "the budget, or use a smaller short_side."
+        )
+    if file is not None and (found := _reuse(file, manifest, short_side)) is not None:
+        return found
+    readable = set(manifest.ok.tolist())
+    hashes = manifest.hashes
+
+    def read(i: int) -> np.ndarray | None:
+        return _read_again(source, i, hashes[i], short_side) if i in readable else None
+
+    with _Writer(file, total) as writer:
+        decoded = in_threads(read, range(len(manifest)), source, threads)
+        for i, pixels in enumerate(decoded):
+            writer.append(i, pixels)
+            if progress is not None:
+                progress(i + 1, len(manifest))
+        cache = writer.finish(manifest, short_side)
+    assert cache is not None  # the sizes are known, so the budget was kept
+    return cache
+
+
+# Writing -------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Takes decoded images in order, into memory or a file, until they exceed the budget."""
+
+    def __init__(self, file: Path | None, budget: int) -> None:
+        self.file, self.budget = file, budget
+        self.memory = bytearray()
+        self.stream: BinaryIO | None = None
+        self.sizes: list[tuple[int, int]] = []
+        self.bytes = self.checksum = 0
+
+    def __enter__(self) -> "_Writer":
+        if self.file is not None and self.budget:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            for left in self.file.parent.glob(f".{glob.escape(self.file.name)}.*.tmp"):
+                left.unlink(missing_ok=True)  # of a run that was killed
+            self.stream = open(partial_name(self.file), "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        self.memory = bytearray()
+        if self.stream is not None and self.file is not None:
+            self.stream.close()
+            partial_name(self.file).unlink(missing_ok=True)
+
+    def append(self, i: int, pixels: np.ndarray | None) -> None:
+        """The next image; None for a row that is skipped."""
+        self.sizes.append((0, 0) if pixels is None else pixels.shape[:2])
+        if pixels is None or self.bytes > self.budget:
+            return
+        self.bytes += pixels.size
+        if self.bytes > self.budget:
+            self._drop()
+        elif self.stream is None:
+            self.memory += memoryview(pixels).cast("B")
+        else:
+            self.checksum = zlib.crc32(pixels, self.checksum)
+            self._write(self.stream, pixels)
+
+    def _write(self, stream: BinaryIO, pixels: np.ndarray) -> None:
+        try:
+            stream.write(pixels)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise DataError(
+                f"the disk of {self.file} is full after {self.bytes:,} bytes of decoded images. "
+                "Free some space, or set a smaller budget."
+            ) from error
+
+    def finish(self, manifest: Manifest, short_side: int | None) -> Cache | None:
+        """The cache; None where the images exceed the budget."""
+        if self.bytes > self.budget:
+            return None
+        if self.stream is None or self.file is None:
+            return Cache(np.frombuffer(self.memory, dtype=np.uint8), np.array(self.sizes))
+        # A sidecar must never stand beside pixels it was not written for.
+        _sidecar(self.file).unlink(missing_ok=True)
+        settle(self.stream, self.file)
+        about = _about(manifest, short_side, self.bytes) | {"crc32": self.checksum}
+        with whole_file(_sidecar(self.file)) as stream:
+            stream.write(json.dumps(about).encode())
+        return Cache(_mapped(self.file), np.array(self.sizes))
+
+
+def _sidecar(file: Path) -> Path:
+    return file.with_name(file.name + ".json")
+
+
+def _about(manifest: Manifest, short_side: int | None, size: int) -> dict[str, object]:
+    """What a cache file is of. Other versions of Pillow may round otherwise."""
+    return {
+        "format": FORMAT,
+        "manifest": manifest.identity,
+        "short_side": short_side,
+        "bytes": size,
+        "decoder": f"Pillow {PIL.__version__}",
+    }
+
+
+def _mapped(file: Path) -> np.ndarray:
+    return np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+
+
+def _reuse(file: Path, manifest: Manifest, short_side: int | None) -> Cache | None:
+    """The cache in a file; None where it is missing, damaged, or of something else."""
+    expected = _about(manifest, short_side, _total(manifest, short_side))
+    try:
+        about = json.loads(_sidecar(file).read_bytes())
+        checksum = about.pop("crc32")
+        if about != expected or file.stat().st_size != expected["bytes"]:
+            return None
+        flat = _mapped(file)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    found = 0
+    for start in range(0, len(flat), 1 << 24):
+        found = zlib.crc32(flat[start : start + (1 << 24)], found)
+    return Cache(flat, _sizes(manifest, short_side)) if found == checksum else None
+
+
+# Budget --------------------------------------------------------------------------------------
+
+
+def _sizes(manifest: Manifest, short_side: int | None) -> np.ndarray:
+    """Height and width of every decoded image [pixels]."""
+    sizes, which = np.unique(manifest.sizes, axis=0, return_inverse=True)
+    small = [shrunk((int(h), int(w)), short_side) for h, w in sizes]
+    return np.array(small, dtype=np.int64)[which.reshape(-1)]
+
+
+def _total(manifest: Manifest, short_side: int | None) -> int:
+    """Size of all decoded images [bytes]."""
+    return 3 * int(_sizes(manifest, short_side).prod(axis=1).sum())
+
+
+def _estimate(source: Source, short_side: int | None) -> float:
+    """Size of all decoded images [bytes], from the headers of some of them."""
+    rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).round().astype(int))
+    sizes = []
+    for i in rows.tolist():
+        try:
+            item = source.item(i)
+            size = item.shape[:2] if isinstance(item, np.ndarray) else image_size(item)
+            sizes.append(3 * np.prod(shrunk((size[0], size[1]), short_side)))
+        except (UnreadableImage, OSError):
+            continue  # the pass over all items reports it
+    return len(source) * float(np.mean(sizes)) if sizes else 0.0
+
+
+def default_budget(file: Path | None) -> int:
+    """A third of what is free [bytes]: of the disk the file will lie on, or of the memory."""
+    if file is None:
+        return free_memory() // 3
+    folder = file.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free // 3
+
+
+def free_memory() -> int:
+    """Memory [bytes] that can be taken without swapping, within the limit of a container.
+
+    Where the system does not tell (other than Linux), 4 GiB are assumed.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        values = {name: rest.split()[0] for name, _, rest in (x.partition(":") for x in lines)}
+        free = int(values["MemAvailable"]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        return 4 << 30
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no limit, which is the word "max"
+        pass
+    return max(free, 0)

@@ -1,0 +1,312 @@
+"""Images or vectors that are the rows of something: parquet files, a .npy file, an array."""
+
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erg.data.decode import UnreadableImage
+from erg.data.source import DataError, Item, Source, Spec, as_rgb, printable
+
+PARQUET = frozenset([".parquet", ".pq"])
+"""Endings of tables."""
+
+_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+_HELD_BYTES = 1 << 30  # of encoded images kept from the row groups read last
+
+
+# Parquet -------------------------------------------------------------------------------------
+
+
+class Parquet(Source):
+    """Images in a column of one or more parquet files.
+
+    Row groups are read whole; the ones used last stay in memory up to 1 GiB.
+
+    Args:
+        files: the tables, in order.
+        spec: what `open_source` opens again.
+        label: column of the labels, or None.
+    """
+
+    def __init__(self, files: list[Path], spec: str, label: str | None) -> None:
+        import pyarrow.parquet as pq
+
+        self.files, self.spec = files, spec
+        self.tables = [pq.ParquetFile(file) for file in files]
+        schemas = [table.schema_arrow for table in self.tables]
+        self.column = _image_column(schemas[0], files[0])
+        for schema, file in zip(schemas, files, strict=True):
+            for column in (self.column, label):
+                _check_column(schema, column, file)
+        counts = [
+            (t, g, table.metadata.row_group(g).num_rows)
+            for t, table in enumerate(self.tables)
+            for g in range(table.num_row_groups)
+        ]
+        self.groups = [(t, g) for t, g, _ in counts]
+        self.starts = np.cumsum([0, *(n for _, _, n in counts)])
+        self.lock = threading.Lock()
+        self.held: OrderedDict[int, Any] = OrderedDict()
+        self.names = self._strings("path") if _has_strings(schemas, "path") else None
+        self.labels = self._labels(label) if label else None
+        self.hint = ""
+        if label is None and any("label" in schema.names for schema in schemas):
+            self.hint = "; the column label is not used (ask for it with the label 'label')"
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def path(self, i: int) -> str:
+        name = self.names[i] if self.names is not None else None
+        return printable(name) if name else f"row {i:06d}"
+
+    def item(self, i: int) -> Item:
+        group = int(np.searchsorted(self.starts, i, side="right")) - 1
+        value = self._column_of(group)[i - int(self.starts[group])].as_py()
+        value = value["bytes"] if isinstance(value, dict) else value
+        if value is None:
+            raise UnreadableImage("The table holds no image in this row.")
+        return value
+
+    def _column_of(self, group: int) -> Any:
+        """The images of a row group, read by one thread at a time."""
+        with self.lock:
+            if group not in self.held:
+                t, g = self.groups[group]
+                column = self.tables[t].read_row_group(g, columns=[self.column])
+                self.held[group] = column[self.column].combine_chunks()
+            self.held.move_to_end(group)
+            while len(self.held) > 1 and sum(c.nbytes for c in self.held.values()) > _HELD_BYTES:
+                self.held.popitem(last=False)
+            return self.held[group]
+
+    def _strings(self, column: str) -> list[Any]:
+        return [v for t in self.tables for v in t.read(columns=[column])[column].to_pylist()]
+
+    def _labels(self, column: str) -> list[str | None]:
+        names = _label_names(self.tables[0].schema_arrow, column)
+        return [_label(value, names) for value in self._strings(column)]
+
+    def offset(self, i: int) -> int:
+        return i
+
+    def label(self, i: int) -> str | None:
+        return self.labels[i] if self.labels is not None else None
+
+    def describe(self) -> str:
+        many = f"{len(self.files)} tables" if len(self.files) > 1 else printable(self.files[0].name)
+        return f"{len(self):,} images in column {self.column} of {many}{self.hint}"
+
+
+def open_parquet(files: list[Path], spec: str, label: str | None) -> Parquet:
+    """Parquet files as one source.
+
+    Raises:
+        DataError: they are no parquet files, or have no column of images or none called `label`.
+    """
+    import pyarrow as pa
+
+    try:
+        table = Parquet(files, spec, label)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        names = ", ".join(printable(file.name) for file in files[:3])
+        raise DataError(
+            f"{names} cannot be read as parquet ({str(error).splitlines()[0]}). Write the table "
+            "again, for example with pyarrow."
+        ) from error
+    if not len(table):
+        raise DataError(f"{printable(files[0].name)} has no rows. Give a table with images.")
+    return table
+
+
+def _is_image_type(kind: Any) -> bool:
+    """Whether a column of this type can hold encoded images: bytes, or struct {bytes, ...}."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_image_type(kind.field(index).type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_column(schema: Any, file: Path) -> str:
+    fit = [field.name for field in schema if _is_image_type(field.type)]
+    named = [name for wanted in _IMAGE_COLUMNS for name in fit if name.lower() == wanted]
+    if named or len(fit) == 1:
+        return (named or fit)[0]
+    what = f"several columns of bytes ({', '.join(fit)})" if fit else "no column of encoded images"
+    raise DataError(
+        f"{printable(file.name)} has {what} among {', '.join(schema.names)}. Name the column of "
+        "encoded images 'image'."
+    )
+
+
+def _check_column(schema: Any, column: str | None, file: Path) -> None:
+    if column is not None and schema.names.count(column) != 1:
+        raise DataError(
+            f"{printable(file.name)} has no column {column!r}. "
+            f"Its columns are {', '.join(schema.names)}."
+        )
+
+
+def _has_strings(schemas: list[Any], column: str) -> bool:
+    import pyarrow as pa
+
+    return all(
+        column in schema.names and pa.types.is_string(schema.field(column).type)
+        for schema in schemas
+    )
+
+
+def _label_names(schema: Any, column: str) -> list[str]:
+    """Names of integer labels: `label_names` (a JSON list) of the schema, `<column>_names` for
+    another column, or what Hugging Face writes."""
+    metadata = schema.metadata or {}
+    try:
+        names = json.loads(metadata.get(f"{column}_names".encode(), b"null"))
+        if names is None:
+            features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+            names = features[column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _label(value: Any, names: list[str]) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return str(value)
+
+
+# Arrays --------------------------------------------------------------------------------------
+
+
+def open_npy(path: Path, label: str | None) -> Source:
+    """A .npy file, mapped into memory; one that holds Python objects is refused.
+
+    Raises:
+        DataError: it holds no images and no vectors.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path.name} is no array of numbers that can be read ({error}). Save it with "
+            "numpy.save as uint8 or float32."
+        ) from error
+    return open_array(array, printable(path.name), str(path), label)
+
+
+def open_array(array: np.ndarray, name: str, spec: Spec, label: str | None) -> Source:
+    """An array of images or of vectors.
+
+    Raises:
+        DataError: its shape or its numbers are neither, or a label was asked for.
+    """
+    advice = "Give uint8 or float images [n h w], [n h w 3] or [n 3 h w], or float vectors [n d]."
+    what = f"{name} has shape {list(array.shape)} and type {array.dtype}"
+    if label is not None:
+        raise DataError(
+            f"{name} holds no labels, but {label!r} was asked for. Leave out the label."
+        )
+    if not array.size or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise DataError(f"{what}. {advice}")
+    if array.ndim == 2:
+        return Vectors(array, name, spec)
+    if array.ndim == 3 and array.shape[-1] == 3:
+        raise DataError(f"{what}, which looks like one colour image. Give [1 h w 3] for one image.")
+    colours = array.ndim == 4 and bool({1, 3} & {array.shape[1], array.shape[3]})
+    if array.ndim != 3 and not colours:
+        raise DataError(f"{what}. {advice}")
+    scale = 1.0 if array.dtype == np.uint8 else _scale(array, name)
+    return Pictures(array, name, spec, scale=scale)
+
+
+def _scale(array: np.ndarray, name: str) -> float:
+    """255 for floats in [0, 1], 1 for [0, 255]; looks at every number, a slice at a time."""
+    low, high = np.inf, -np.inf
+    for i in range(0, len(array), 256):
+        part = array[i : i + 256]
+        low, high = np.minimum(low, part.min()), np.maximum(high, part.max())  # they keep a NaN
+    if not (low >= 0 and high <= 255):
+        raise DataError(
+            f"{name} holds numbers from {low:.3g} to {high:.3g}. Scale images to [0, 1] or "
+            "[0, 255], without subtracting a mean."
+        )
+    return 255.0 if high <= 1 else 1.0
+
+
+class Pictures(Source):
+    """Images of one size in one array.
+
+    Args:
+        array: [n h w], [n h w 3] or [n 3 h w].
+        name: what to call it.
+        spec: the path it was mapped from, or None.
+        scale: what its numbers are multiplied with to fill [0, 255].
+    """
+
+    def __init__(self, array: np.ndarray, name: str, spec: Spec, *, scale: float) -> None:
+        self.array, self.name, self.spec, self.scale = array, name, spec, scale
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def path(self, i: int) -> str:
+        return f"{i:06d}"
+
+    def item(self, i: int) -> Item:
+        return as_rgb(np.asarray(self.array[i]), self.scale)
+
+    def offset(self, i: int) -> int:
+        return i
+
+    def label(self, i: int) -> str | None:
+        return None
+
+    def describe(self) -> str:
+        return f"{len(self):,} images in {self.name}, shape {list(self.array.shape)}"
+
+
+class Vectors(Source):
+    """Vectors, one a row. `values` holds them all.
+
+    Args:
+        values: [n d].
+        name: what to call it.
+        spec: the path it was mapped from, or None.
+    """
+
+    kind = "array"
+
+    def __init__(self, values: np.ndarray, name: str, spec: Spec) -> None:
+        self.values, self.name, self.spec = values, name, spec
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def path(self, i: int) -> str:
+        return f"{i:06d}"
+
+    def item(self, i: int) -> Item:
+        vector = np.asarray(self.values[i], dtype=np.float32)
+        if not np.isfinite(vector).all():
+            raise UnreadableImage("The vector holds NaN or infinity.")
+        return vector
+
+    def offset(self, i: int) -> int:
+        return i
+
+    def label(self, i: int) -> str | None:
+        return None
+
+    def describe(self) -> str:
+        return f"{len(self):,} vectors of {self.values.shape[1]:,} numbers in {self.name}"

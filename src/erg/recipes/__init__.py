@@ -1,0 +1,1 @@
+"""Choices of values: functions that return a Run."""

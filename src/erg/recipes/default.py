@@ -1,0 +1,159 @@
+"""What to do with a set of images nobody has said anything about, and why."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from erg import catalog
+from erg.train.run import Optimiser, Run
+
+SMALL_RESNET: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}
+"""A ResNet of one block per stage and half the width, 1.2 M parameters, which timm can build."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of the data and the machine.
+
+    Args:
+        images: number of readable images.
+        side: median shorter side [pixels].
+        accelerator: whether there is a GPU.
+        vectors: number of features if the items are vectors, else 0.
+    """
+
+    images: int
+    side: int
+    accelerator: bool
+    vectors: int = 0
+
+
+def default(
+    seen: Seen,
+    *,
+    data: str = "",
+    method: str | None = None,
+    method_args: dict[str, Any] | None = None,
+    encoder: str | None = None,
+    encoder_args: dict[str, Any] | None = None,
+    image_size: int | None = None,
+    init: str | None = None,
+    label: str | None = None,
+    batch: int | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    optimiser: Optimiser | None = None,
+    seed: int = 0,
+    **further: Any,
+) -> tuple[Run, list[str]]:
+    """A Run with everything filled in that was not said, and a sentence for each choice.
+
+    Args:
+        seen: the data and the machine.
+        data: what to write into the run.
+        method: as in Run.
+        method_args: as in Run.
+        encoder: as in Run.
+        encoder_args: as in Run.
+        image_size: as in Run.
+        init: as in Run.
+        label: as in Run.
+        batch: as in Run.
+        epochs: passes over the data, if steps are not given.
+        steps: as in Run.
+        lr: as in Optimiser.
+        optimiser: the whole of it; then `lr` is not used.
+        seed: as in Run.
+        further: other fields of Run.
+    """
+    why: list[str] = []
+    if method is None:
+        method = "KMeans" if seen.vectors else "SimCLR"
+        why.append(
+            "method KMeans: the items are vectors."
+            if seen.vectors
+            else "method SimCLR: learns fastest per minute on few cores of all methods here."
+        )
+    kind = catalog.find(method)
+    if encoder is None:
+        encoder, args, reason = _encoder(seen, method, kind.trains_encoder, init)
+        encoder_args = args if encoder_args is None else encoder_args
+        why.append(reason)
+    if image_size is None:
+        image_size, reason = _image_size(seen, encoder)
+        why.append(reason)
+    if batch is None:
+        batch = _batch(seen)
+        why.append(f"batch {batch}: for {seen.images:,} images; at least eight batches an epoch.")
+    per_epoch = max(1, int(0.95 * seen.images) // batch)
+    if steps is None:
+        if epochs is None:
+            epochs = _epochs(seen)
+            why.append(
+                f"{epochs:g} epochs: enough to judge; more help (--epochs), --minutes sets a limit."
+            )
+        steps = max(1, round(epochs * per_epoch))
+    if optimiser is None:
+        rate = lr if lr is not None else 2e-3 * (batch / 512) ** 0.5
+        optimiser = Optimiser(lr=rate, weight_decay=0.05 if "vit" in encoder else 1e-4)
+        if lr is None and kind.trains_encoder:
+            why.append(f"AdamW, learning rate {rate:.2g}: 2e-3 at batch 512, by its square root.")
+    run = Run(
+        method=method, method_args=method_args or {}, encoder=encoder,
+        encoder_args=encoder_args or {}, image_size=image_size, init=init, data=data, label=label,
+        batch=batch, steps=steps, seed=seed, optimiser=optimiser, **further,
+    )  # fmt: skip
+    return run, why
+
+
+def _encoder(
+    seen: Seen, method: str, trains: bool, init: str | None
+) -> tuple[str, dict[str, Any], str]:
+    if seen.vectors:
+        name = "mlp" if trains else "identity"
+        return name, {}, f"encoder {name}: the items are vectors."
+    if not trains:
+        return "pixels", {}, f"encoder pixels: {method} trains no network."
+    if method == "MAE":
+        if seen.accelerator:
+            return "vit_small_patch16_224", {}, "encoder vit_small_patch16_224: MAE needs patches."
+        args = {"patch_size": 8 if seen.side < 64 else 16, "depth": 6}
+        return "vit_tiny_patch16_224", args, "encoder vit_tiny, 6 blocks: MAE needs patches."
+    if init is not None:
+        return "resnet18", {}, "encoder resnet18: its public weights are the starting point."
+    if seen.accelerator and seen.side >= 64:
+        return "resnet50", {}, "encoder resnet50: there is a GPU."
+    return (
+        "resnet18",
+        SMALL_RESNET,
+        (
+            "encoder resnet18, one block a stage, half width (1.2 M parameters): fast on a CPU, and "
+            "timm can build it."
+        ),
+    )
+
+
+def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
+    if seen.vectors:
+        return seen.vectors, f"{seen.vectors} features."
+    if encoder in ("pixels", "conv"):
+        return 32, "image size 32."
+    if seen.side < 64:
+        size = 64 if encoder.startswith("resnet") else 32
+        return size, f"image size {size}: images of {seen.side} pixels, enlarged for the stem."
+    if seen.accelerator:
+        return 224, "image size 224: there is a GPU."
+    return 96, "image size 96: on a CPU; --image-size 224 shows more, five times as slowly."
+
+
+def _batch(seen: Seen) -> int:
+    batch = 512 if seen.side < 64 or seen.accelerator else 256
+    while batch > 16 and batch * 8 > seen.images:
+        batch //= 2
+    return batch
+
+
+def _epochs(seen: Seen) -> float:
+    """About 400,000 images in all on a CPU and 10 million on a GPU, within 5 to 200 epochs."""
+    wanted = (10_000_000 if seen.accelerator else 400_000) / max(1, seen.images)
+    return float(min(200, max(5, round(wanted))))

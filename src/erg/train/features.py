@@ -1,0 +1,87 @@
+"""Vectors of many images, in evaluation mode, nothing about the model changed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from erg.data.loader import Images, Loader
+from erg.views.plan import whole
+from erg.views.types import Views
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode of every submodule comes back afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def computing_in(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast to half precision where `dtype` says so."""
+    if dtype is None:
+        yield
+    else:
+        with torch.autocast(device.type, dtype=dtype):
+            yield
+
+
+def whole_images(
+    images: Images | np.ndarray,
+    rows: np.ndarray,
+    *,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch: int = 256,
+    threads: int = 0,
+) -> Iterator[Views]:
+    """Every row exactly once, in order, as evaluation sees it; views are made one batch ahead."""
+    loader = Loader(
+        images, rows, whole(), batch=batch, seed=0, image_size=image_size, mean=mean, std=std,
+        threads=threads,
+    )  # fmt: skip
+    try:
+        for start in range(0, len(rows), batch):
+            yield loader.make(rows[start : start + batch], epoch=0)
+    finally:
+        loader.close()
+
+
+def features(
+    embed: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    views: Iterator[Views],
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """`embed` of the first view of every batch, as float32 [n d].
+
+    Args:
+        embed: data to vectors, usually a method's `encode` or its encoder.
+        module: what is put into evaluation mode meanwhile.
+        views: batches.
+        device: to compute on.
+        autocast: half-precision type to compute in.
+        progress: called with the number of images done.
+    """
+    found: list[np.ndarray] = []
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    with evaluating(module), computing_in(device, autocast):
+        for batch in views:
+            data = batch.main[0].data.to(device=device, dtype=dtype)
+            found.append(embed(data).float().cpu().numpy())
+            if progress is not None:
+                progress(len(found[-1]))
+    return np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)

@@ -1,0 +1,232 @@
+"""fit: from a Run and its data to a trained method in a run folder."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from erg import distributed
+from erg.data.cache import open_images
+from erg.data.loader import Images
+from erg.data.manifest import Manifest, build_manifest, hold_out
+from erg.data.source import Source, open_source
+from erg.encoders import Encoder, save_encoder
+from erg.method import Method
+from erg.train.checkpoint import load_checkpoint
+from erg.train.features import features, whole_images
+from erg.train.folder import RunFolder
+from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
+from erg.train.loop import Data, Loop, Progress, measured, several_processes, train
+from erg.train.run import Run, environment
+from erg.views.pixels import Pixels
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained method and where it lies.
+
+    Args:
+        run: what was done.
+        folder: of the run.
+        method: trained, in evaluation mode.
+    """
+
+    run: Run
+    folder: Path
+    method: Method
+
+    @property
+    def encoder(self) -> Encoder:
+        """The trained encoder alone."""
+        return self.method.encoder
+
+    def embed(self, images: np.ndarray | Sequence[Image.Image | np.ndarray]) -> np.ndarray:
+        """Vectors [n d] of uint8 images [n h w 3], of a list of them or of PIL images."""
+        arrays = [np.asarray(i.convert("RGB") if isinstance(i, Image.Image) else i) for i in images]
+        for array in arrays:
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+                raise ValueError(
+                    f"embed takes uint8 images [h w 3] (got {array.dtype} {list(array.shape)}). "
+                    "Convert them, or give PIL images."
+                )
+        device = next(self.method.parameters()).device
+        encoder = self.method.encoder
+        views = whole_images(
+            InMemory(arrays), np.arange(len(arrays)), image_size=encoder.image_size,
+            mean=encoder.mean, std=encoder.std,
+        )  # fmt: skip
+        return features(self.method.encode, self.method, views, device=device)
+
+
+class InMemory:
+    """Decoded images of any sizes as a source of pixels."""
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self.packed = Pixels.pack(arrays)
+
+    def pixels(self, rows: np.ndarray) -> Pixels:
+        p = self.packed
+        return Pixels(p.flat, p.offset[rows], p.height[rows], p.width[rows])
+
+
+def open_data(
+    source: Source,
+    folder: RunFolder,
+    *,
+    image_size: int,
+    label: str | None = None,
+    hold: int = 1000,
+    max_skipped: float = 0.2,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Data, Manifest]:
+    """Look at every item once, decode what fits, and hold some out of training.
+
+    Images are kept at twice the encoder's size (shorter side), enough for crops of a quarter of
+    the area at full sharpness.
+    """
+    frozen = Manifest.load(folder.manifest) if resume and folder.manifest.exists() else None
+    manifest, images = open_items(
+        source,
+        short_side=max(64, 2 * image_size),
+        # Several processes would write one file: each keeps its own pixels in memory instead.
+        file=None if several_processes() else folder.cache,
+        max_skipped=max_skipped,
+        manifest=frozen,
+        progress=progress,
+    )
+    chosen, held = hold_out(manifest, share=0.05, at_most=hold)
+    labels = manifest.labels[0] if label is not None else None
+    return Data(images, chosen, held, labels), manifest
+
+
+def open_items(
+    source: Source,
+    *,
+    short_side: int,
+    file: Path | None = None,
+    max_skipped: float = 0.2,
+    manifest: Manifest | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Manifest, Images | np.ndarray]:
+    """The manifest of a source, and its images (vectors [n d] for sources of vectors)."""
+    if source.kind == "array":
+        found = manifest or build_manifest(source, max_skipped=max_skipped, progress=progress)
+        return found, np.stack([source.read(i) for i in range(len(source))]).astype(np.float32)
+    return open_images(
+        source,
+        short_side=short_side,
+        file=file,
+        max_skipped=max_skipped,
+        manifest=manifest,
+        progress=progress,
+    )
+
+
+def fit(
+    run: Run,
+    data: Any = None,
+    out: str | Path | None = None,
+    *,
+    observers: Sequence[Observer] | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    show: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+    prepared: Callable[[int, int], None] | None = None,
+    started: float | None = None,
+) -> Fitted:
+    """Train, and leave everything about it in a folder.
+
+    Args:
+        run: what to do.
+        data: what to train on, if not `run.data`: anything `open_source` opens.
+        out: the run folder; by default runs/NAME-N.
+        observers: who watches; by default `Health`.
+        minutes: if given, the number of steps is measured to fit and frozen before the first.
+        resume: go on from the newest checkpoint.
+        device: cpu, cuda or mps; by default what is there.
+        show: called with progress.
+        tell: called with lines worth printing.
+        prepared: called with (images looked at, images in all) while data are opened.
+        started: `time.monotonic()` from which `minutes` count; by default the call.
+
+    Raises:
+        ValueError: the run, its data or the folder are not usable; the text says what to do.
+        Stopped: a signal asked for it; resumable.
+        Diverged: the loss is not finite.
+    """
+    started = time.monotonic() if started is None else started
+    tell = tell or (lambda _: None)
+    folder = RunFolder(Path(out) if out is not None else next_folder(run))
+    lead = distributed.rank() == 0
+    if lead:
+        folder.lock()
+    try:
+        source = open_source(run.data if data is None else data, label=run.label)
+        opened, manifest = open_data(
+            source, folder, image_size=run.image_size, label=run.label, hold=run.hold_out,
+            resume=resume, progress=prepared,
+        )  # fmt: skip
+        tell(manifest.summary())
+        loop = Loop(run, opened, device=torch.device(device) if device else None)
+        try:
+            if minutes is not None and not resume:
+                loop.run = run = measured(run, loop, minutes, time.monotonic() - started)
+                tell(f"{run.steps} steps fit into {minutes:g} minutes on this machine.")
+            if lead:
+                manifest.save(folder.manifest)
+                folder.write_run({**run.to_json(), "environment": environment()})
+                if not resume:
+                    save_encoder(loop.method.encoder, folder.encoder_start)
+                    _record_start(loop, folder)
+            watching = (Health(),) if observers is None else observers
+            method = train(loop, folder, observers=watching, show=show, resume=resume)
+            if lead:
+                save_encoder(method.encoder, folder.encoder)
+                folder.drop_cache()
+            return Fitted(run, folder.path, method.eval())
+        finally:
+            loop.close()
+    finally:
+        folder.unlock()
+
+
+def _record_start(loop: Loop, folder: RunFolder) -> None:
+    """Energies before training, for the page to set beside those after."""
+    if len(loop.data.held) < 4 or distributed.active():
+        return
+    pictures = folder.path / "pictures"
+    pictures.mkdir(exist_ok=True)
+    views = loop.loader.make(loop.data.held[:512], epoch=HELD_EPOCH)
+    (pictures / "energies.json").unlink(missing_ok=True)
+    record_energies(pictures / "energies.json", loop.method, views, "before")
+
+
+def load(path: str | Path, *, method: str | None = None, device: str = "cpu") -> Fitted:
+    """A finished or stopped run from its folder, with the weights of its newest checkpoint.
+
+    Raises:
+        ValueError: no run folder, or no checkpoint.
+    """
+    folder = RunFolder(Path(path))
+    run = Run.from_json(folder.read_run(), method=method)
+    built = replace(run, init=None).build(device)
+    if load_checkpoint(folder.checkpoints, built, None) is None:
+        raise ValueError(f"{path} has no checkpoint yet. Let the run reach its first one.")
+    return Fitted(run, folder.path, built.eval())
+
+
+def next_folder(run: Run) -> Path:
+    """The first of runs/METHOD-1, runs/METHOD-2, ... that is not there."""
+    name = run.method.rsplit(":", 1)[-1].lower()
+    number = 1
+    while (path := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return path

@@ -1,0 +1,381 @@
+"""The loop: from a Run to a trained method, exactly repeatable and resumable at any step."""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import nn
+
+from erg import distributed
+from erg.data.loader import Images, Loader
+from erg.method import Loss, Method
+from erg.train.checkpoint import load_checkpoint, save_checkpoint, state_hash
+from erg.train.features import computing_in, features, whole_images
+from erg.train.folder import RunFolder
+from erg.train.health import Observer, Watched
+from erg.train.optim import build_optimiser
+from erg.train.preempt import Stopped, Watch
+from erg.train.run import Run
+from erg.views.random import Purpose, bits
+from erg.views.types import Views
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on.
+
+    Args:
+        images: decoded images by row of the manifest, or vectors [n d].
+        train: rows to train on.
+        held: rows held out for watching.
+        labels: class number per row, -1 for none; for watching only.
+    """
+
+    images: Images | np.ndarray
+    train: np.ndarray
+    held: np.ndarray
+    labels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is, for whoever shows it.
+
+    Args:
+        step: optimiser steps done.
+        steps: in all.
+        images_per_second: over the last second or so, of all processes.
+        loss: the last loss logged, by part.
+        health: the last look of an observer.
+    """
+
+    step: int
+    steps: int
+    images_per_second: float
+    loss: dict[str, float]
+    health: dict[str, Any]
+
+
+class Loop:
+    """One run on one process: its method, optimiser and loader, and the steps between them.
+
+    Args:
+        run: what to do.
+        data: what to train on.
+        device: where; None takes the first accelerator, or the CPU.
+        threads: that make views.
+    """
+
+    def __init__(
+        self, run: Run, data: Data, *, device: torch.device | None = None, threads: int = 2
+    ) -> None:
+        self.run, self.data = run, data
+        self.fabric = _fabric(device)
+        self.device = self.fabric.device
+        self.method = run.build(self.device)
+        self.optimiser = build_optimiser(run.optimiser, self.method)
+        self.autocast = run.autocast(self.device)
+        encoder = self.method.encoder
+        self.loader = Loader(
+            data.images, data.train, run.plan or self.method.plan(), batch=run.batch,
+            seed=run.seed, image_size=run.image_size, mean=encoder.mean, std=encoder.std,
+            rank=distributed.rank(), world=distributed.world(), accumulate=run.accumulate,
+            threads=threads,
+        )  # fmt: skip
+        if len(data.train) < 2:
+            raise ValueError(
+                f"training needs at least 2 images (got {len(data.train)}). Add more images."
+            )
+        self.step_loss = self._set_up()
+        self.clusters = type(self.method).after_epoch is not Method.after_epoch
+
+    def _set_up(self) -> Callable[[Views, float], Loss]:
+        """`loss` through data-parallel training where there are several processes."""
+        self.wrapped: Any = None
+        if not distributed.active() or self.optimiser is None:
+            return self.method.loss
+        self.wrapped, optimiser = self.fabric.setup(self.method, self.optimiser)
+        self.wrapped.mark_forward_method("loss")
+        self.optimiser = optimiser.optimizer
+        return lambda views, progress: self.wrapped.loss(views, progress)
+
+    def seed(self, step: int, micro: int, what: int) -> None:
+        """So that no generator's state has to be saved: it is a function of the step."""
+        key = bits(self.run.seed, Purpose.STEP, step, distributed.rank(), micro, what)
+        torch.manual_seed(int(key) >> 1)
+
+    def step(self, step: int, batches: Sequence[Views]) -> dict[str, torch.Tensor]:
+        """One optimiser step; parts of the loss, still on the device."""
+        progress = step / self.run.steps
+        self.method.train()
+        parts: dict[str, torch.Tensor] = {}
+        for micro, views in enumerate(batches):
+            views = self._to_device(views)
+            self.seed(step, micro, 0)
+            with self._keep_gradients(micro == len(batches) - 1):
+                with computing_in(self.device, self.autocast):
+                    loss = self.step_loss(views, progress)
+                total = loss.total / len(batches)
+                if total.requires_grad:
+                    self.fabric.backward(total)
+            for kind, named in (("pull", loss.pull), ("push", loss.push)):
+                for name, value in named.items():
+                    key = f"{kind}/{name}"
+                    share = value.detach() / len(batches)
+                    parts[key] = parts[key] + share if key in parts else share
+        parts |= self._optimise(progress)
+        self.seed(step, 0, 1)
+        self.method.after_step(progress)
+        return parts
+
+    def _keep_gradients(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients cross processes once per optimiser step, with its last micro-batch."""
+        if self.wrapped is None:
+            return nullcontext()
+        return self.fabric.no_backward_sync(self.wrapped, enabled=not last)
+
+    def _optimise(self, progress: float) -> dict[str, torch.Tensor]:
+        if self.optimiser is None:
+            return {}
+        for parameter in self.method.frozen(progress):
+            parameter.grad = None
+        seen: dict[str, torch.Tensor] = {}
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        if self.run.optimiser.clip:
+            seen["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.run.optimiser.clip)
+        rate = self.run.optimiser.learning_rate(progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return seen
+
+    def _to_device(self, views: Views) -> Views:
+        dtype = torch.float64 if self.run.precision == "64" else torch.float32
+        if self.device.type == "cpu" and dtype == torch.float32:
+            return views
+        return views.to(device=self.device, dtype=dtype, non_blocking=True)
+
+    def after_epoch(self) -> None:
+        """Give methods with closed forms or clustering the features of every training image."""
+        if not self.clusters:
+            return
+        rows = self.data.train[distributed.rank() :: distributed.world()]
+        encoder = self.method.encoder
+        views = whole_images(
+            self.data.images, rows, image_size=self.run.image_size,
+            mean=encoder.mean, std=encoder.std,
+        )  # fmt: skip
+        mine = features(encoder, encoder, views, device=self.device, autocast=self.autocast)
+        weights = next(self.method.parameters())
+        everyone = distributed.gather(torch.from_numpy(mine).to(weights))
+        self.method.after_epoch(everyone)
+
+    def trial(self, steps: int = 8) -> float:
+        """Seconds per step, measured on a throw-away copy of all state.
+
+        The first steps warm caches up and do not count; the median of the others does.
+        """
+        method, optimiser = self.method, self.optimiser
+        kept = copy.deepcopy(method.state_dict())
+        kept_optimiser = copy.deepcopy(optimiser.state_dict()) if optimiser else None
+        seconds: list[float] = []
+        for i in range(steps):
+            start = time.perf_counter()
+            step = i % max(1, min(self.loader.steps_per_epoch, self.run.steps))
+            self.step(step, [self.loader.views(step, m) for m in range(self.run.accumulate)])
+            seconds.append(time.perf_counter() - start)
+        method.load_state_dict(kept)
+        if optimiser is not None and kept_optimiser is not None:
+            optimiser.load_state_dict(kept_optimiser)
+        return float(np.median(seconds[3:]))
+
+    def close(self) -> None:
+        """End the loader's threads."""
+        self.loader.close()
+
+
+def train(
+    loop: Loop,
+    folder: RunFolder,
+    *,
+    observers: Sequence[Observer] = (),
+    show: Callable[[Progress], None] | None = None,
+    resume: bool = False,
+) -> Method:
+    """All steps of a run, from the start or from the newest whole checkpoint.
+
+    Raises:
+        Stopped: a signal asked for it; the state is saved.
+        Diverged: the loss is not finite; nothing after the last checkpoint is kept.
+    """
+    run, writes = loop.run, distributed.rank() == 0
+    restored = load_checkpoint(folder.checkpoints, loop.method, loop.optimiser) if resume else None
+    done = restored.step if restored else 0
+    if writes:
+        folder.truncate(done if restored else -1)
+    watched = Watched(
+        loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps
+    )
+    for observer in observers:
+        observer.start(watched)
+    if done == 0:
+        loop.after_epoch()
+    clock = _Clock(folder, writes)
+    health: dict[str, Any] = {}
+    log_every = max(1, run.steps // 2000)
+
+    def look(step: int) -> None:
+        for observer in observers:
+            if observer.due(step):
+                # Every rank looks, since a method may speak with the others; rank 0 writes.
+                seen = observer.look(loop.method, step)
+                health.update(seen)
+                if writes:
+                    folder.event(step, **seen)
+
+    def save(step: int) -> None:
+        if writes:
+            save_checkpoint(folder.checkpoints, step, loop.method, loop.optimiser)
+        _assert_equal_ranks(loop.method)
+
+    with Watch() as watch:
+        if done == 0:
+            look(0)
+        depth = 0 if loop.device.type == "cpu" else 2
+        for step, batches in loop.loader.ahead(done, run.steps, depth):
+            parts = loop.step(step, batches)
+            done = step + 1
+            if done % log_every == 0 or done == run.steps or done == 1:
+                clock.images = loop.loader.batch * log_every
+                loss = _log(folder, writes, run, step, parts)
+                speed = clock.tick(done)
+                if show is not None and writes:
+                    show(Progress(done, run.steps, speed, loss, dict(health)))
+            if done % loop.loader.steps_per_epoch == 0:
+                loop.after_epoch()
+            look(done)
+            stop = distributed.agree(watch.code != 0, loop.device)
+            if (
+                stop
+                or done == run.steps
+                or distributed.agree(
+                    clock.since_saving() > 60 * run.checkpoint_minutes, loop.device
+                )
+            ):
+                save(done)
+                clock.saved()
+            if stop and done < run.steps:
+                raise Stopped(watch.code or 75, done)
+    if done == 0 or not folder.checkpoints.exists():
+        save(done)
+    return loop.method
+
+
+def measured(run: Run, loop: Loop, minutes: float, spent: float) -> Run:
+    """The run with as many steps as fit into `minutes`, of which `spent` seconds are gone.
+
+    A twentieth is kept for looking and saving.
+    """
+    seconds = float(distributed.mean(torch.tensor([loop.trial()])))
+    steps = int(max(0.0, 0.95 * (60 * minutes) - spent) / seconds)
+    return replace(run, steps=max(1, steps))
+
+
+class _Clock:
+    """Wall-clock figures, apart from everything a step decides."""
+
+    def __init__(self, folder: RunFolder, writes: bool) -> None:
+        self.folder, self.writes, self.before = folder, writes, folder.seconds()
+        self.start = self.last = self.checkpoint = time.monotonic()
+        self.last_step, self.images = -1, 0
+        self.speed = 0.0
+
+    def tick(self, step: int) -> float:
+        now = time.monotonic()
+        if self.last_step >= 0:
+            self.speed = self.images / max(1e-9, now - self.last)
+        if self.writes:
+            seconds = round(self.before + now - self.start, 3)
+            self.folder.timing(step, seconds=seconds, images_per_second=round(self.speed, 1))
+        self.last, self.last_step = now, step
+        return self.speed
+
+    def since_saving(self) -> float:
+        return time.monotonic() - self.checkpoint
+
+    def saved(self) -> None:
+        self.checkpoint = time.monotonic()
+
+
+def _log(
+    folder: RunFolder, writes: bool, run: Run, step: int, parts: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    values = {name: float(value) for name, value in parts.items()}
+    loss = sum(value for name, value in values.items() if "/" in name)
+    if not np.isfinite(loss):
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        raise Diverged(
+            f"the loss is not finite at step {step + 1} ({', '.join(bad)}). Lower --lr, or resume "
+            "from the last checkpoint with another seed."
+        )
+    if writes:
+        progress = step / run.steps
+        event: dict[str, Any] = {
+            "progress": round(progress, 6),
+            "lr": run.optimiser.learning_rate(progress),
+            "loss": loss,
+        }
+        for kind in ("pull", "push"):
+            named = {n.split("/", 1)[1]: v for n, v in values.items() if n.startswith(kind + "/")}
+            if named:
+                event[kind] = named
+        if "grad_norm" in values:
+            event["grad_norm"] = values["grad_norm"]
+        folder.event(step + 1, "step", **event)
+    return {"loss": loss, **values}
+
+
+def _assert_equal_ranks(method: Method) -> None:
+    """Buffers and weights are equal on all ranks by construction; this says so or stops."""
+    if not distributed.active():
+        return
+    mine = state_hash(method)
+    everyone: list[Any] = [None] * distributed.world()
+    torch.distributed.all_gather_object(everyone, mine)
+    if len(set(everyone)) != 1:
+        raise RuntimeError(
+            "weights or buffers differ between processes, so this run cannot be trusted. A method "
+            "changes state from its local batch; see erg.testing.check_method."
+        )
+
+
+def several_processes() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _fabric(device: torch.device | None) -> Fabric:
+    """Device and process group; several processes are those that torchrun started."""
+    accelerator = "auto" if device is None else device.type
+    if not several_processes():
+        return Fabric(accelerator=accelerator, devices=1)
+    strategy = DDPStrategy(broadcast_buffers=False)
+    world, nodes = int(os.environ["WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=accelerator, devices=world // nodes, num_nodes=nodes, strategy=strategy
+    )
+    fabric.launch()
+    return fabric

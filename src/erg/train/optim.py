@@ -1,0 +1,78 @@
+"""Optimisers, with parameter groups by rule: 1-D parameters are neither decayed nor adapted."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from erg.train.run import Optimiser
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017), as SimCLR, BYOL and VICReg use it.
+
+    g' = g + wd p;  q = eta ||p|| / ||g'|| if both norms are > 0, else 1;  v <- m v + q g';
+    p <- p - lr v. Groups with `adapt` False are plain SGD with momentum (q = 1).
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        momentum: m.
+        weight_decay: wd.
+        eta: trust coefficient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}
+        super().__init__(params, {**defaults, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad
+                if group["adapt"]:
+                    update = update + group["weight_decay"] * p
+                    norm, size = update.norm(), p.norm()
+                    trust = torch.where((norm > 0) & (size > 0), group["eta"] * size / norm, 1.0)
+                    update = trust * update
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                v = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                p.sub_(group["lr"] * v)
+
+
+def groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices and kernels; biases, gains and other 1-D ones,
+    which are not decayed (nor adapted by LARS)."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    many = [p for p in trainable if p.ndim > 1]
+    few = [p for p in trainable if p.ndim <= 1]
+    return [
+        {"params": many, "weight_decay": weight_decay, "adapt": True},
+        {"params": few, "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+def build_optimiser(chosen: Optimiser, module: nn.Module) -> Optimizer | None:
+    """The optimiser of a run; None where the method trains nothing by gradient."""
+    of = [group for group in groups(module, chosen.weight_decay) if group["params"]]
+    if not of:
+        return None
+    if chosen.name == "adamw":
+        return AdamW(of, lr=chosen.lr, betas=(chosen.momentum, chosen.beta2), fused=True)
+    if chosen.name == "sgd":
+        return SGD(of, lr=chosen.lr, momentum=chosen.momentum, nesterov=True, fused=True)
+    return LARS(of, lr=chosen.lr, momentum=chosen.momentum)

@@ -1,0 +1,313 @@
+"""From pixels to views: carries out the augmentations of a plan with the compiled kernels."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64
+
+from erg.views import kernels
+from erg.views.masks import random_mask
+from erg.views.pixels import Pixels
+from erg.views.plan import Augmentation, Plan
+from erg.views.types import How, View, Views
+
+_WORD = 0xFFFFFFFFFFFFFFFF
+
+
+def settings(augmentation: Augmentation) -> Float64[np.ndarray, " p"]:
+    """The numbers of an augmentation in the order in which `kernels.draw_batch` reads them."""
+    a = augmentation
+    crop = (0.0, 1.0, 1.0) if a.crop is None else (1.0, *a.crop)
+    turns = -1 if a.turns is None else a.turns % 4
+    colours = (a.jitter, a.brightness, a.contrast, a.saturation, a.hue)
+    rest = (a.grey, a.blur, *a.sigma, a.solarise)
+    return np.array([*crop, *a.ratio, a.flip, turns, *colours, *rest], dtype=np.float64)
+
+
+def draw(
+    pixels: Pixels,
+    augmentation: Augmentation,
+    *,
+    view: int,
+    geometry: int,
+    seed: int,
+    epoch: int,
+    index: Int64[np.ndarray, " b"],
+) -> Float64[np.ndarray, "b p"]:
+    """Parameters of a view for every image; the columns are named in `kernels`.
+
+    Args:
+        pixels: the images, of which only the sizes matter here.
+        augmentation: how the view is made.
+        view: number of the view, which the quarter turns depend on.
+        geometry: number of the view whose crop, flip and colours are drawn.
+        seed: of the run.
+        epoch: number of the epoch.
+        index: row of each image in the manifest.
+    """
+    kernels.compile_kernels()
+    out = np.empty((len(index), kernels.COLUMNS))
+    kernels.draw_batch(
+        settings(augmentation),
+        _integers(pixels.height),
+        _integers(pixels.width),
+        np.uint64(seed & _WORD),
+        np.uint64(epoch),
+        _integers(index),
+        np.uint64(view),
+        np.uint64(geometry),
+        out,
+    )
+    return out
+
+
+def render(
+    pixels: Pixels,
+    params: Float64[np.ndarray, "b p"],
+    augmentation: Augmentation,
+    *,
+    view: int,
+    seed: int,
+    epoch: int,
+    index: Int64[np.ndarray, " b"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Float32[np.ndarray, "b h w 3"],
+    pool: ThreadPoolExecutor | None = None,
+) -> None:
+    """Render views with given parameters into `out`, channels last.
+
+    Args:
+        pixels: the images.
+        params: from `draw`.
+        augmentation: of which noise and zeroed are read here.
+        view: number of the view, which noise and zeroed pixels depend on.
+        seed: of the run.
+        epoch: number of the epoch.
+        index: row of each image in the manifest.
+        mean: subtracted per channel.
+        std: divided by per channel.
+        out: square views, filled here.
+        pool: threads to share the batch; None renders in this thread. Must not be a pool whose
+            workers are all waiting in this function.
+    """
+    kernels.compile_kernels()
+    flat = np.asarray(pixels.flat).view()
+    flat.flags.writeable = False  # the kernel's one signature reads memory maps too
+    offset, width, rows = _integers(pixels.offset), _integers(pixels.width), _integers(index)
+    means, stds = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
+
+    def run(part: slice) -> None:
+        kernels.render_batch(
+            flat,
+            offset[part],
+            width[part],
+            params[part],
+            np.uint64(seed & _WORD),
+            np.uint64(epoch),
+            rows[part],
+            np.uint64(view),
+            augmentation.noise,
+            augmentation.zeroed,
+            means,
+            stds,
+            out[part],
+        )
+
+    if pool is None:
+        run(slice(0, len(rows)))
+        return
+    workers = pool._max_workers  # the only place where the executor says how many it has
+    bounds = [len(rows) * i // workers for i in range(workers + 1)]
+    parts = [slice(a, b) for a, b in pairwise(bounds) if a < b]
+    for done in [pool.submit(run, part) for part in parts]:
+        done.result()
+
+
+def make_view(
+    pixels: Pixels,
+    augmentation: Augmentation,
+    *,
+    view: int,
+    geometry: int,
+    seed: int,
+    epoch: int,
+    index: Int64[np.ndarray, " b"],
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    pool: ThreadPoolExecutor | None = None,
+    out: Float32[np.ndarray, "b h w 3"] | None = None,
+) -> View:
+    """Make one view of every image.
+
+    Args:
+        pixels: the images.
+        augmentation: how the view is made.
+        view: number of the view (main views first, then local ones), which quarter turns, noise,
+            zeroed pixels and mask depend on.
+        geometry: number of the view whose crop, flip and colours this one has; usually `view`.
+        seed: of the run.
+        epoch: number of the epoch.
+        index: row of each image in the manifest.
+        image_size: of the encoder [pixels].
+        mean: subtracted per channel from values in [0, 1].
+        std: divided by per channel.
+        pool: threads to share the batch, which changes no bit; None works in this thread.
+        out: memory of the view, where it should not be allocated anew.
+
+    Returns:
+        A view of float32 data [b 3 s s] in channels-last memory, that of `out`.
+
+    Raises:
+        ValueError: the arguments do not fit each other.
+    """
+    side = augmentation.pixels(image_size)
+    _check(pixels, index, mean, std)
+    shape = (len(index), side, side, 3)
+    if out is None:
+        out = np.empty(shape, dtype=np.float32)
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out is {out.dtype} {out.shape}, contiguous: {out.flags.c_contiguous}. "
+            f"Give contiguous float32 {shape}."
+        )
+    params = draw(
+        pixels,
+        augmentation,
+        view=view,
+        geometry=geometry,
+        seed=seed,
+        epoch=epoch,
+        index=index,
+    )
+    render(
+        pixels,
+        params,
+        augmentation,
+        view=view,
+        seed=seed,
+        epoch=epoch,
+        index=index,
+        mean=mean,
+        std=std,
+        out=out,
+        pool=pool,
+    )
+    masking = augmentation.mask
+    return View(
+        data=torch.from_numpy(out).permute(0, 3, 1, 2),  # [b 3 s s]
+        made=_how(pixels, params),
+        mask=random_mask(masking, seed, epoch, index, view) if masking else None,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def make_views(
+    pixels: Pixels,
+    plan: Plan,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    index: Int64[np.ndarray, " b"],
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    pool: ThreadPoolExecutor | None = None,
+) -> Views:
+    """Make all views of a plan; arguments as `make_view`.
+
+    Args:
+        plan: of kind image.
+        step: optimiser step the batch belongs to.
+
+    Raises:
+        ValueError: the plan is not of images, or the arguments do not fit each other.
+    """
+    if plan.kind != "image":
+        raise ValueError(f"the plan is of kind {plan.kind}. Pixels need a plan of kind image.")
+    made = []
+    for number, wanted in enumerate(plan.main + plan.local):
+        augmentation, geometry = _resolve(plan, wanted, number)
+        made.append(
+            make_view(
+                pixels,
+                augmentation,
+                view=number,
+                geometry=geometry,
+                seed=seed,
+                epoch=epoch,
+                index=index,
+                image_size=image_size,
+                mean=mean,
+                std=std,
+                pool=pool,
+            )
+        )
+    n = len(plan.main)
+    rows = torch.from_numpy(_integers(index).copy())
+    return Views(tuple(made[:n]), rows, local=tuple(made[n:]), step=step, pairing=plan.pairs)
+
+
+def _resolve(plan: Plan, wanted: Augmentation, number: int) -> tuple[Augmentation, int]:
+    """The augmentation to carry out, and the number of the view whose draws it shares.
+
+    A view that repeats another takes that one's ranges too: the same draws in other ranges would
+    be another crop.
+    """
+    if wanted.same_as is None:
+        return wanted, number
+    first, geometry = _resolve(plan, plan.main[wanted.same_as], wanted.same_as)
+    own = {name: getattr(wanted, name) for name in ("size", "turns", "noise", "zeroed", "mask")}
+    return replace(first, **own), geometry
+
+
+def _how(pixels: Pixels, params: Float64[np.ndarray, "b p"]) -> How:
+    box = params[:, kernels.TOP : kernels.WIDTH + 1].astype(np.float32)
+    source = np.stack([_integers(pixels.height), _integers(pixels.width)], axis=1)
+    return How(
+        box=torch.from_numpy(box),
+        flip=torch.from_numpy(params[:, kernels.FLIP] > 0),
+        turns=torch.from_numpy(params[:, kernels.TURNS].astype(np.int64)),
+        source=torch.from_numpy(source),
+    )
+
+
+def _integers(values: np.ndarray) -> Int64[np.ndarray, " b"]:
+    return np.ascontiguousarray(values, dtype=np.int64)
+
+
+def _check(
+    pixels: Pixels, index: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Refuse what would make the kernels read outside the buffer."""
+    flat, offset = pixels.flat, _integers(pixels.offset)
+    height, width = _integers(pixels.height), _integers(pixels.width)
+    if flat.dtype != np.uint8 or flat.ndim != 1 or not flat.flags.c_contiguous:
+        raise ValueError(
+            f"the buffer of the pixels is {flat.dtype} {flat.shape}. "
+            "Give one contiguous axis of uint8, as Pixels.pack does."
+        )
+    counts = (len(index), len(offset), len(height), len(width))
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"there are {counts[0]} indices for {counts[1]} offsets, {counts[2]} heights and "
+            f"{counts[3]} widths. Give one of each per image."
+        )
+    end = offset + height * width * 3
+    wrong = np.flatnonzero((height < 1) | (width < 1) | (offset < 0) | (end > len(flat)))
+    if len(wrong):
+        i = wrong[0]
+        raise ValueError(
+            f"image {i} of the batch ({height[i]} x {width[i]} at byte {offset[i]}) is empty or "
+            f"outside the buffer of {len(flat)} bytes. Give sizes and offsets of whole images."
+        )
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(
+            f"mean has {len(mean)} and std {len(std)} values. Give one of each per channel (3)."
+        )
