@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 FORMAT = "1"
 
@@ -24,7 +24,7 @@ class Embeddings:
 
     Args:
         vectors: what the encoder made of each item; any float type, kept as float32.
-        ids: row of each item in its source's manifest.
+        ids: row of each item in its source's manifest; kept as int64.
         labels: class of each item, "" where an item has none; None where no item has one.
         origin: what made the vectors (encoder, data, versions); anything JSON can hold.
         paths: path of each item inside its source.
@@ -33,8 +33,8 @@ class Embeddings:
         ValueError: the arrays do not fit together.
     """
 
-    vectors: Float32[np.ndarray, "n d"]
-    ids: Int64[np.ndarray, " n"]
+    vectors: Float[np.ndarray, "n d"]
+    ids: Int[np.ndarray, " n"]
     labels: Shaped[np.ndarray, " n"] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     paths: list[str] | None = None

@@ -382,7 +382,8 @@ def load_encoder(folder: Path) -> Encoder:
 
 def _timm_config(encoder: TimmEncoder) -> dict[str, Any]:
     """What timm's `local-dir:` loading reads."""
-    known: dict[str, Any] = encoder.network.pretrained_cfg
+    network: Any = encoder.network
+    known: dict[str, Any] = network.pretrained_cfg
     size = encoder.image_size
     architecture = encoder.name.split(".")[0]
     fixed = _takes_image_size(architecture)

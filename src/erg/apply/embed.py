@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erg.data.loader import Images
 from erg.data.manifest import Manifest
-from erg.data.source import open_source
+from erg.data.source import Source, open_source
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.features import features, whole_images
@@ -44,7 +44,7 @@ def open_for(
     encoder: Encoder, data: Any, *, label: str | None = None, progress: Count | None = None
 ) -> Opened:
     """Open any data at the sharpness an encoder wants, in memory where it fits."""
-    source = open_source(data, label=label)
+    source = data if isinstance(data, Source) else open_source(data, label=label)
     manifest, images = open_items(
         source, short_side=max(64, 2 * encoder.image_size), progress=progress
     )

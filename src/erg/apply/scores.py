@@ -83,8 +83,8 @@ def score(
 
     Args:
         fitted: the run.
-        data: to learn probes on, and to test on too if `test` is not given (80 / 20 by content
-            hash, exact duplicates on the same side).
+        data: anything `open_source` opens, or already opened: to learn probes on, and to test on
+            too if `test` is not given (80 / 20 by content hash, duplicates kept together).
         label: where labels are found; without, only retrieval is measured.
         test: data to test on.
         tell: called with lines worth printing.
@@ -94,7 +94,7 @@ def score(
     """
     encoder = fitted.encoder
     ways = Ways(fitted, load_encoder(fitted.folder / "encoder_start"))
-    opened = open_for(encoder, data, label=label)
+    opened = data if isinstance(data, Opened) else open_for(encoder, data, label=label)
     other = opened if test is None else open_for(encoder, test, label=label)
     if label is None:
         rows = other.rows[:RETRIEVED]

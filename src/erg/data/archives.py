@@ -180,7 +180,7 @@ def _wanted(name: str) -> bool:
 
 def _inert(name: str) -> str:
     """A member's name for looking at its parts: `..` and `.` are no hidden folders."""
-    return "/".join(part for part in name.split("/") if part not in (".", ".."))
+    return "/".join(p for p in name.replace("\\", "/").split("/") if p not in (".", ".."))
 
 
 def _nested(name: str) -> str:

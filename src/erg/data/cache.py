@@ -288,14 +288,14 @@ class _Writer:
         if self.bytes > self.budget:
             self._drop()
         elif self.stream is None:
-            self.memory += memoryview(pixels).cast("B")
+            self.memory += pixels.data.cast("B")
         else:
-            self.checksum = zlib.crc32(pixels, self.checksum)
+            self.checksum = zlib.crc32(pixels.data, self.checksum)
             self._write(self.stream, pixels)
 
     def _write(self, stream: BinaryIO, pixels: np.ndarray) -> None:
         try:
-            stream.write(pixels)
+            stream.write(pixels.data)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -351,7 +351,7 @@ def _reuse(file: Path, manifest: Manifest, short_side: int | None) -> Cache | No
         return None
     found = 0
     for start in range(0, len(flat), 1 << 24):
-        found = zlib.crc32(flat[start : start + (1 << 24)], found)
+        found = zlib.crc32(flat[start : start + (1 << 24)].data, found)
     return Cache(flat, _sizes(manifest, short_side)) if found == checksum else None
 
 

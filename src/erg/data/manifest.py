@@ -378,7 +378,7 @@ def _share_out(hashes: np.ndarray, wanted: int, purpose: bytes) -> tuple[np.ndar
     for g in order:
         if counts[g] <= wanted:
             taken[g] = True
-            wanted -= counts[g]
+            wanted -= int(counts[g])
     if not taken.any() and len(unique) > 1:
         taken[order[np.argmin(counts[order])]] = True
     held = taken[group]

@@ -144,8 +144,7 @@ def _open_path(path: Path, label: str | None, follow_links: bool) -> Source:
         return _open_folder(path, label, follow_links)
     if not path.is_file():
         raise DataError(
-            f"{printable(str(path))} is no regular file (a pipe, a device or a broken link). Give a "
-            "folder or a file."
+            f"{printable(str(path))} is a pipe, a device or a broken link. Give a folder or a file."
         )
     ending = path.suffix.lower()
     if ending == ".zip":
@@ -318,7 +317,7 @@ def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
-            is_folder = entry.is_dir()
+            is_folder = os.path.isdir(entry.path)  # False for a link to itself
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 inside = (target + os.sep).startswith(real_root.rstrip(os.sep) + os.sep)

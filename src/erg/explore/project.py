@@ -36,12 +36,12 @@ def project(vectors: Float[np.ndarray, "n d"], *, seed: int = 0) -> Projection:
 
     Args:
         vectors: embeddings.
-        seed: of t-SNE.
+        seed: of t-SNE, and of PCA where that is randomised.
 
     Raises:
         ValueError: there is no item, or a value is NaN or infinite.
     """
-    reduced = PCA.fit(vectors, 50)(vectors)  # [n 50]
+    reduced = PCA.fit(vectors, 50, seed=seed)(vectors)  # [n 50]
     flat = np.zeros((len(vectors), 2), dtype=np.float32)
     flat[:, : reduced.shape[1]] = reduced[:, :2]
     deviation = flat.std(axis=0, dtype=np.float64)

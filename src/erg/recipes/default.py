@@ -143,7 +143,7 @@ def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
         return size, f"image size {size}: images of {seen.side} pixels, enlarged for the stem."
     if seen.accelerator:
         return 224, "image size 224: there is a GPU."
-    return 96, "image size 96: on a CPU; --image-size 224 shows more, five times as slowly."
+    return 96, "image size 96: on a CPU; --image-size 224 shows more, slower."
 
 
 def _batch(seen: Seen) -> int:

@@ -29,6 +29,12 @@ PIECES = {
     "timing.jsonl": "Speed was not recorded.",
 }
 
+# What reading a damaged or hostile file may raise; anything else is a fault of ours.
+DAMAGE = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(OverflowError, RecursionError, Image.DecompressionBombError),
+)
+
 T = TypeVar("T")
 
 
@@ -73,6 +79,7 @@ class Scores:
     test: str | None
     rows: dict[str, dict[str, Interval]]
     more: dict[str, float]
+    primary: str  # the score the verdict rests on
     better: bool | None
     text: str
 
@@ -170,7 +177,7 @@ def read_record(folder: Path) -> Record:
             f"{folder} holds no run.json, so it is no run folder. Give the folder that "
             "`erg pretrain` wrote."
         ) from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{folder / 'run.json'} cannot be read ({_one_line(error)}). Restore it from a backup, "
             "or repeat the run."
@@ -191,7 +198,7 @@ def _record_1(folder: Path, run: dict[str, Any]) -> Record:
             return read(folder / name)
         except UnknownFormatError:
             raise
-        except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        except DAMAGE as error:
             missing[name] = f"This part is left out: {name} cannot be read ({_one_line(error)})."
             return None
 
@@ -251,10 +258,9 @@ def _lines(path: Path, notes: list[str]) -> Iterable[dict[str, Any]]:
             try:
                 event = _object(json.loads(line))
                 _step(event)
-            except (ValueError, TypeError, KeyError, RecursionError):
-                damaged += bool(line.strip())
+            except DAMAGE:
                 half_written = not line.endswith(b"\n")
-                damaged -= half_written
+                damaged += bool(line.strip()) and not half_written
                 continue
             yield event
     if damaged:
@@ -295,6 +301,7 @@ def _scores_1(data: dict[str, Any], path: Path) -> Scores:
         test=None if data.get("test") is None else str(data["test"]),
         rows=rows,
         more={k: float(v) for k, v in more.items() if isinstance(v, int | float)},
+        primary=str(verdict.get("score") or ""),
         better=None if verdict.get("better") is None else bool(verdict["better"]),
         text=str(verdict.get("text") or ""),
     )
@@ -304,7 +311,7 @@ def _map_1(data: dict[str, Any], path: Path) -> Map:
     names = tuple(str(name) for name in data["path"])
     x, y = np.asarray(data["x"], float), np.asarray(data["y"], float)
     label = data.get("label")
-    labels = None if label is None else tuple(None if v is None else str(v) for v in label)
+    labels = None if label is None else tuple(str(v) if v else None for v in label)
     if not len(x) == len(y) == len(names) == len(names if labels is None else labels):
         raise ValueError(f"{len(x)} x, {len(y)} y and {len(names)} paths")
     sheet = _sheet(path.with_name("thumbnails.webp"), data, len(names))
@@ -373,9 +380,9 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _manifest_1(table: pa.Table) -> Manifest:
-    fine = pc.equal(table["status"], "ok")
-    ok, bad = table.filter(fine), table.filter(pc.invert(fine))
-    hashes = ok["hash"].filter(pc.not_equal(ok["hash"], ""))
+    ok = table.filter(pc.field("status") == "ok")
+    bad = table.filter(pc.field("status") != "ok")
+    hashes = ok.filter(pc.field("hash") != "")["hash"]
     first = bad.slice(0, MAX_SKIPPED)
     labels = _counts(ok["label"]) if "label" in table.column_names else None
     return Manifest(
@@ -388,8 +395,8 @@ def _manifest_1(table: pa.Table) -> Manifest:
             )
         ),
         reasons=_counts(bad["reason"]),
-        size=int(pc.sum(ok["size"]).as_py() or 0),
-        duplicates=len(hashes) - int(pc.count_distinct(hashes).as_py()),
+        size=int(ok["size"].to_numpy().sum()),
+        duplicates=len(hashes) - len(hashes.unique()),
         height=_spread(ok["height"]),
         width=_spread(ok["width"]),
         labels=labels or None,
@@ -398,7 +405,7 @@ def _manifest_1(table: pa.Table) -> Manifest:
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     """How often each value occurs, most frequent first, then by name."""
-    pairs = [(v["values"], v["counts"]) for v in pc.value_counts(column).to_pylist()]
+    pairs = [(v["values"], v["counts"]) for v in column.value_counts().to_pylist()]
     named = [(str(value), int(count)) for value, count in pairs if value is not None]
     return dict(sorted(named, key=lambda pair: (-pair[1], pair[0])))
 

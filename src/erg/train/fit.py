@@ -1,5 +1,6 @@
 """fit: from a Run and its data to a trained method in a run folder."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -141,6 +142,7 @@ def fit(
     tell: Callable[[str], None] | None = None,
     prepared: Callable[[int, int], None] | None = None,
     started: float | None = None,
+    max_skipped: float = 0.2,
 ) -> Fitted:
     """Train, and leave everything about it in a folder.
 
@@ -156,6 +158,7 @@ def fit(
         tell: called with lines worth printing.
         prepared: called with (images looked at, images in all) while data are opened.
         started: `time.monotonic()` from which `minutes` count; by default the call.
+        max_skipped: largest share of unreadable items before the run stops.
 
     Raises:
         ValueError: the run, its data or the folder are not usable; the text says what to do.
@@ -165,11 +168,17 @@ def fit(
     started = time.monotonic() if started is None else started
     tell = tell or (lambda _: None)
     folder = RunFolder(Path(out) if out is not None else next_folder(run))
-    lead = distributed.rank() == 0
+    lead = int(os.environ.get("RANK", "0")) == 0  # the process group starts with the loop
+    if folder.run_file.exists() and not resume:
+        raise ValueError(
+            f"{folder.path} already holds a run. Go on with it (--resume {folder.path}), or choose "
+            "another folder (--out)."
+        )
     if lead:
         folder.lock()
     try:
-        source = open_source(run.data if data is None else data, label=run.label)
+        source = data if isinstance(data, Source) else None
+        source = source or open_source(run.data if data is None else data, label=run.label)
         opened, manifest = open_data(
             source, folder, image_size=run.image_size, label=run.label, hold=run.hold_out,
             resume=resume, progress=prepared,

@@ -45,6 +45,7 @@ _FIXED = np.float32(2.0**20)  # one in fixed point
 
 _KERNELS: list[tuple[Any, str]] = []
 _LOCK = threading.Lock()
+_READY = threading.Event()
 
 
 def _kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
@@ -64,6 +65,8 @@ def compile_kernels() -> None:
     Called by everything that uses them. Where no folder for the cache can be written they are
     compiled anew in each process.
     """
+    if _READY.is_set():
+        return
     with _LOCK:
         for dispatcher, signature in _KERNELS:
             if dispatcher.signatures:
@@ -75,6 +78,7 @@ def compile_kernels() -> None:
                     raise
             dispatcher.compile(signature)
             dispatcher.disable_compile()
+        _READY.set()
 
 
 # Numbers
@@ -359,7 +363,7 @@ def _hue_channel(hue, place, high, chroma):
 
 @_kernel("void(float32[::1], float32[::1], float32[::1], float32)")
 def _shift_hue(r, g, b, shift):
-    """Through HSV, without branches; shift in [0, 6) sixths of a turn."""
+    """Through HSV, without branches; shift in [-3, 3] sixths of a turn."""
     for i in range(len(r)):
         red, green, blue = r[i], g[i], b[i]
         high = max(max(red, green), blue)
@@ -371,7 +375,7 @@ def _shift_hue(r, g, b, shift):
         difference = green - blue if is_red else difference
         sector = _TWO if is_green else _FOUR
         sector = _ZERO if is_red else sector
-        hue = sector + difference * inverse + shift  # [-1, 11)
+        hue = sector + difference * inverse + shift  # [-4, 8)
         hue = hue + _SIX if hue < _ZERO else hue
         hue = hue - _SIX if hue >= _SIX else hue
         r[i] = _hue_channel(hue, np.float32(5), high, chroma)
@@ -393,7 +397,7 @@ def _jitter(everything, row):
         elif step == 2 and value != _ONE:
             _saturate(r, g, b, value)
         elif step == 3 and value != _ZERO:
-            _shift_hue(r, g, b, _SIX * (value if value >= _ZERO else value + _ONE))
+            _shift_hue(r, g, b, _SIX * value)
 
 
 @_kernel("void(float32[::1], float32[::1], float32[::1])")

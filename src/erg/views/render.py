@@ -14,8 +14,6 @@ from erg.views.pixels import Pixels
 from erg.views.plan import Augmentation, Plan
 from erg.views.types import How, View, Views
 
-_WORD = 0xFFFFFFFFFFFFFFFF
-
 
 def settings(augmentation: Augmentation) -> Float64[np.ndarray, " p"]:
     """The numbers of an augmentation in the order in which `kernels.draw_batch` reads them."""
@@ -54,11 +52,11 @@ def draw(
         settings(augmentation),
         _integers(pixels.height),
         _integers(pixels.width),
-        np.uint64(seed & _WORD),
-        np.uint64(epoch),
+        _word(seed),
+        _word(epoch),
         _integers(index),
-        np.uint64(view),
-        np.uint64(geometry),
+        _word(view),
+        _word(geometry),
         out,
     )
     return out
@@ -106,10 +104,10 @@ def render(
             offset[part],
             width[part],
             params[part],
-            np.uint64(seed & _WORD),
-            np.uint64(epoch),
+            _word(seed),
+            _word(epoch),
             rows[part],
-            np.uint64(view),
+            _word(view),
             augmentation.noise,
             augmentation.zeroed,
             means,
@@ -276,6 +274,11 @@ def _how(pixels: Pixels, params: Float64[np.ndarray, "b p"]) -> How:
         turns=torch.from_numpy(params[:, kernels.TURNS].astype(np.int64)),
         source=torch.from_numpy(source),
     )
+
+
+def _word(number: int) -> np.uint64:
+    """A word of the hash, modulo 2^64 as in `random.bits`."""
+    return np.uint64(number & 0xFFFFFFFFFFFFFFFF)
 
 
 def _integers(values: np.ndarray) -> Int64[np.ndarray, " b"]:

@@ -1,0 +1,69 @@
+"""Arguments of a method on the command line: --method.NAME VALUE, checked against its signature."""
+
+import inspect
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+PREFIX = "--method."
+
+
+def split_method_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take --method.NAME VALUE (or =VALUE) out of a command's arguments.
+
+    Raises:
+        ValueError: a name without a value.
+    """
+    rest: list[str] = []
+    found: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith(PREFIX):
+            rest.append(word)
+            continue
+        name, equals, value = word.removeprefix(PREFIX).partition("=")
+        if not equals:
+            value = next(words, "")
+        if not value:
+            raise ValueError(f"{word} has no value. Write {PREFIX}{name} VALUE.")
+        found[name.replace("-", "_")] = value
+    return rest, found
+
+
+def method_arguments(method: str | None, given: dict[str, str]) -> dict[str, Any]:
+    """Text as the types of a method's signature say.
+
+    A schedule is written as its ends, 0.996:1, and then runs along half a cosine.
+
+    Raises:
+        ValueError: an unknown name, or a value of another type.
+    """
+    if not given:
+        return {}
+    if method is None:
+        raise ValueError(f"{PREFIX}{next(iter(given))} needs --method NAME. See: erg methods.")
+    from erg import catalog
+
+    kind = catalog.find(method)
+    catalog.check_arguments(kind, given)
+    hints = typing.get_type_hints(kind.__init__)
+    return {name: _as(hints[name], name, text) for name, text in given.items()}
+
+
+def _as(hint: Any, name: str, text: str) -> Any:
+    from erg.schedule import Cosine, Schedule
+
+    try:
+        if hint is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if inspect.isclass(hint) and issubclass(hint, Schedule):
+            start, _, end = text.partition(":")
+            return Cosine(float(start), float(end or start))
+        if typing.get_origin(hint) is Literal:
+            options = typing.get_args(hint)
+            return next(option for option in options if str(option) == text)
+        convert: Any = hint
+        return convert(text)
+    except (KeyError, ValueError, StopIteration, TypeError):
+        wanted = getattr(hint, "__name__", str(hint).replace("typing.", ""))
+        raise ValueError(f"{PREFIX}{name} should be {wanted} (got {text!r}).") from None

@@ -1,0 +1,232 @@
+"""erg pretrain: learn an encoder from images without labels."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+def main(arguments: Sequence[str]) -> int:
+    from erg.commands.options import method_arguments, split_method_arguments
+
+    mine, of_method = split_method_arguments(arguments)
+    options = tyro.cli(Options, args=mine, prog="erg pretrain")
+    return pretrain(options, lambda method: method_arguments(method, of_method), list(arguments))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Learn an encoder from images without labels.
+
+    Everything that is not said is chosen from what is seen, and printed with the reason. Arguments
+    of the method follow its name: --method SimCLR --method.temperature 0.1 (see erg methods).
+
+    Args:
+        data: a folder, image, zip, tar, parquet or .npy file, or synthetic:N.
+        out: the run folder; runs/METHOD-N if not given.
+        method: a name (see erg methods), or path/to/file.py:ClassName.
+        encoder: any timm architecture, or pixels, identity, mlp, conv.
+        image_size: side of the encoder's input [pixels].
+        init: weights to start from: a timm tag, `pretrained`, a .safetensors file or a folder.
+        batch: images per step.
+        accumulate: micro-batches per step, where a batch does not fit into memory.
+        epochs: passes over the images.
+        steps: optimiser steps, instead of epochs.
+        minutes: measure, and do as many steps as fit [minutes].
+        lr: peak learning rate.
+        optimiser: adamw, sgd or lars.
+        weight_decay: per step and unit learning rate.
+        clip: largest norm of the gradients; 0 for no clipping.
+        label: where labels are found, for watching only: a parquet column, or `folder`.
+        precision: auto takes bf16 where the processor has it.
+        seed: of everything random.
+        device: cpu, cuda or mps; chosen if not given.
+        devices: processes on this machine.
+        nodes: machines; start the same command on each under torchrun or SLURM.
+        strategy: how processes share the work.
+        resume: a run folder to go on with.
+        from_: a run.json to repeat.
+        dry_run: open 64 images, do one step, print what the run would need, and stop.
+        report: write report.html at the end.
+        max_skipped: largest share of unreadable files.
+    """
+
+    data: Annotated[str | None, tyro.conf.Positional] = None
+    out: Path | None = None
+    method: str | None = None
+    encoder: str | None = None
+    image_size: int | None = None
+    init: str | None = None
+    batch: int | None = None
+    accumulate: int = 1
+    epochs: float | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float | None = None
+    optimiser: Literal["adamw", "sgd", "lars"] | None = None
+    weight_decay: float | None = None
+    clip: float = 0.0
+    label: str | None = None
+    precision: Literal["auto", "32", "bf16", "64"] = "auto"
+    seed: int = 0
+    device: str | None = None
+    devices: int = 1
+    nodes: int = 1
+    strategy: Literal["ddp"] = "ddp"
+    resume: Path | None = None
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    dry_run: bool = False
+    report: bool = True
+    max_skipped: float = 0.2
+
+
+def pretrain(options: Options, method_args: Any, arguments: list[str]) -> int:
+    """Carry out the command; the exit code."""
+    started = time.monotonic()
+    from erg.commands.show import counting, tell, training
+    from erg.train.launch import in_group, relaunch
+
+    if options.devices > 1 and not in_group():
+        return relaunch(["pretrain", *arguments], options.devices, options.nodes)
+    from erg.train.fit import fit, next_folder
+
+    run, why, source = plan(options, method_args)
+    for line in why:
+        tell(line)
+    if options.dry_run:
+        from erg.commands.dry_run import dry_run
+
+        return dry_run(run, source)
+    tell(python_of(run, options))
+    out = options.resume or options.out or next_folder(run)
+    with counting("Reading images") as prepared, training() as show:
+        fitted = fit(
+            run, source, out, minutes=options.minutes, resume=options.resume is not None,
+            device=options.device, show=show, tell=tell, prepared=prepared, started=started,
+            max_skipped=options.max_skipped,
+        )  # fmt: skip
+    tell(f"The encoder is in {fitted.folder}/encoder.")
+    from erg import distributed
+
+    if distributed.rank() == 0 and options.report:
+        finish(fitted, source, options.label)
+    return 0
+
+
+def plan(options: Options, method_args: Any) -> tuple[Any, list[str], Any]:
+    """The Run, why it is as it is, and the opened source."""
+    import json
+
+    from erg.data.source import open_source
+    from erg.recipes.default import default
+    from erg.train.folder import RunFolder
+    from erg.train.run import Optimiser, Run
+
+    if options.resume is not None or options.from_ is not None:
+        if options.resume is not None:
+            told = RunFolder(options.resume).read_run()
+        else:
+            told = json.loads(Path(str(options.from_)).read_text())
+        run = Run.from_json(told, method=options.method)
+        if options.data is not None:
+            run = replace(run, data=options.data)
+        if not run.data:
+            raise ValueError("the run was made from data in memory. Name the data to use.")
+        return (
+            run,
+            [f"As before: {run.method}, {run.encoder}."],
+            open_source(run.data, label=run.label),
+        )
+    if options.data is None:
+        raise ValueError("no data given. Write: erg pretrain FOLDER_OF_IMAGES")
+    source = open_source(options.data, label=options.label)
+    run, why = default(
+        look(source),
+        data=options.data,
+        method=options.method,
+        method_args=method_args(options.method),
+        encoder=options.encoder,
+        image_size=options.image_size,
+        init=options.init,
+        label=options.label,
+        batch=options.batch,
+        epochs=options.epochs,
+        steps=options.steps,
+        lr=options.lr,
+        seed=options.seed,
+        precision=options.precision,
+        accumulate=options.accumulate,
+    )
+    changes: dict[str, Any] = {"clip": options.clip}
+    if options.optimiser is not None:
+        changes["name"] = options.optimiser
+    if options.weight_decay is not None:
+        changes["weight_decay"] = options.weight_decay
+    run = replace(run, optimiser=replace(run.optimiser, **changes))
+    assert isinstance(run, Run)
+    assert isinstance(run.optimiser, Optimiser)
+    return run, [source.describe(), *why], source
+
+
+def look(source: Any) -> Any:
+    """What the default recipe wants to know of a source: a few images are opened for it."""
+    import numpy as np
+    import torch
+
+    from erg.data.source import DataError
+    from erg.recipes.default import Seen
+
+    n = len(source)
+    sides: list[int] = []
+    for i in np.linspace(0, n - 1, min(n, 32)).astype(int):
+        try:
+            item = source.read(int(i))
+        except ValueError:
+            continue
+        if source.kind == "array":
+            return Seen(n, 1, torch.cuda.is_available(), vectors=int(np.size(item)))
+        sides.append(min(item.shape[:2]))
+    if not sides:
+        raise DataError(
+            f"none of {min(n, 32)} items looked at could be read as an image. Check the data."
+        )
+    return Seen(n, int(np.median(sides)), torch.cuda.is_available())
+
+
+def python_of(run: Any, options: Options) -> str:
+    """The Python that does the same."""
+    default = type(run)(method=run.method, encoder=run.encoder, image_size=run.image_size)
+    told = [
+        f"{name}={getattr(run, name)!r}"
+        for name in type(run).__dataclass_fields__
+        if name in ("method", "encoder", "image_size")
+        or getattr(run, name) != getattr(default, name)
+    ]
+    limit = f", minutes={options.minutes:g}" if options.minutes else ""
+    return f"In Python: erg.fit(erg.Run({', '.join(told)}){limit})"
+
+
+def finish(fitted: Any, source: Any, label: str | None) -> None:
+    """Score, draw and write the page."""
+    import json
+
+    from erg.apply.embed import open_for
+    from erg.apply.pictures import draw_pictures
+    from erg.apply.scores import score
+    from erg.commands.evaluate import print_scores
+    from erg.commands.show import counting, tell
+    from erg.report.build import write_report
+    from erg.train.checkpoint import write_atomically
+
+    with counting("Reading images") as progress:
+        opened = open_for(fitted.encoder, source, label=label, progress=progress)
+    if source.kind == "image":
+        scores = score(fitted, opened, label=label, tell=tell)
+        scores["data"] = fitted.run.data
+        write_atomically(fitted.folder / "scores.json", json.dumps(scores).encode())
+        print_scores(scores)
+    draw_pictures(fitted, opened, tell=tell)
+    tell(f"Look at {write_report(fitted.folder)}")

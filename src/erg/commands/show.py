@@ -1,0 +1,85 @@
+"""How commands talk: lines, and a progress bar with speed, time left, loss and health."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from erg.train.loop import Progress as Training
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def tell(line: str) -> None:
+    """One line of plain text; names of files are never taken for markup."""
+    console.print(Text(line))
+
+
+def warn(line: str) -> None:
+    """A warning, in yellow where colours are shown."""
+    console.print(Text(line, style="yellow"))
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (done, in all); nothing is drawn where nobody looks."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not _seen()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training() -> Iterator[Callable[[Training], None]]:
+    """A bar for training; where nobody looks, a line now and then."""
+    columns = (
+        SpinnerColumn(), TaskProgressColumn(), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TimeRemainingColumn(), TextColumn("{task.description}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not _seen()) as bar:
+        task = bar.add_task("", total=None)
+        warned: set[str] = set()
+        shown = -1
+
+        def show(now: Training) -> None:
+            nonlocal shown
+            bar.update(task, completed=now.step, total=now.steps, description=in_short(now))
+            warning = now.health.get("warning")
+            if warning and warning not in warned:
+                warned.add(warning)
+                warn(warning)
+            tenth = 10 * now.step // now.steps
+            if not _seen() and tenth > shown:
+                shown = tenth
+                tell(f"step {now.step} of {now.steps}  {in_short(now)}")
+
+        yield show
+
+
+def in_short(now: Training) -> str:
+    """Speed, loss and health on one line."""
+    parts = [f"{now.images_per_second:.0f} images/s", f"loss {now.loss.get('loss', 0):.3f}"]
+    for key, name in (("knn", "20-NN"), ("auroc", "AUROC"), ("rank", "rank"), ("std", "spread")):
+        if key in now.health:
+            value = now.health[key]
+            parts.append(f"{name} {value:.1f}" if key == "rank" else f"{name} {value:.2f}")
+    return "  ".join(parts)
+
+
+def _seen() -> bool:
+    return console.is_terminal and sys.stdout.isatty()

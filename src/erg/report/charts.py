@@ -1,0 +1,381 @@
+"""Charts as inline SVG, made of text alone: no script, no network, sharp in print.
+
+Colours come from CSS custom properties of the page (classes s0 to s5), so that light and dark both
+look right. All text is escaped by `Markup.format`. Charts are narrow (360 units wide) because SVG
+text shrinks with its picture: on a phone they keep their size, on a desk they stand side by side.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+WIDTH, PLOT = 360, 190  # of the picture, and height of the plotting area with its axis labels
+LEFT, RIGHT, ABOVE, BELOW = 46, 8, 8, 34  # margins of the plotting area
+COLOURS = 6
+BUCKETS = 150  # a line keeps two points per bucket, about one per device pixel
+STRIPS = 60  # places where hovering tells the values
+CHARACTER = 6.1  # mean advance of a character at 11 units; generous for narrow fonts
+HUGE = 1e100  # larger magnitudes are drawn at the edge, so that spans stay finite
+
+
+class Series(NamedTuple):
+    """A named line: y [n] against x [n] ascending; what is not finite is not drawn."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Bar(NamedTuple):
+    """A named value with its interval, all in [0, 1]."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+class _Frame(NamedTuple):
+    """The plotting area: ranges of the axes and where it begins."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    top: float
+
+    @property
+    def bottom(self) -> float:
+        return self.top + PLOT - ABOVE - BELOW
+
+    def across(self, values: np.ndarray | float) -> np.ndarray:
+        low, high = self.x
+        share = (np.asarray(values, float) - low) / (high - low)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def up(self, values: np.ndarray | float) -> np.ndarray:
+        low, high = self.y
+        share = (np.clip(np.asarray(values, float), low, high) - low) / (high - low)
+        return self.bottom - share * (self.bottom - self.top)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers in [low, high], at most about `count`, a step of 1, 2 or 5 times 10^k apart."""
+    rough = (high - low) / count
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def tick_text(value: float, step: float) -> str:
+    """A tick as short text: 0.25, 1.5k, 2e-05."""
+    if abs(value) < step / 1e6:
+        return "0"
+    if step >= 1e9 or step < 1e-4:
+        return f"{value:.3g}"
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit and step >= unit / 10:
+            return f"{value / unit:g}{letter}"
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def number(value: float) -> str:
+    """A value as text with four digits that matter."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def thin(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
+    """A long line as the smallest and the largest value of each bucket, in their order.
+
+    Unlike every n-th point this keeps every spike.
+    """
+    if len(x) <= 2 * buckets:
+        return x, y
+    edges = np.linspace(0, len(x), buckets + 1).astype(int)
+    kept: list[int] = []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        part = y[start:stop]
+        kept += sorted({start + int(part.argmin()), start + int(part.argmax())})
+    return x[kept], y[kept]
+
+
+def smoothed(y: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving mean [n]; near the ends over the part of the window that is there."""
+    weight = np.ones(window)
+    return np.convolve(y, weight, "same") / np.convolve(np.ones(len(y)), weight, "same")
+
+
+def lines(
+    series: Sequence[Series],
+    *,
+    label: str,
+    smooth: bool = False,
+    reference: tuple[str, float] | None = None,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """A line chart over optimiser steps.
+
+    Args:
+        series: the lines.
+        label: what the chart shows, for those who cannot see it.
+        smooth: draw long lines faintly, and a moving mean over them.
+        reference: name and value of a dashed level.
+        marks: steps to mark with a vertical line, with the reason.
+    """
+    drawn = [_finite(s) for s in series]
+    drawn = [s for s in drawn if len(s.x)]
+    if not drawn:
+        return Markup("")
+    names = [s.name for s in drawn] if len(drawn) > 1 or reference else []
+    legend, top = _legend(names + ([reference[0]] if reference else []), bool(reference))
+    marks = [*marks, *_losses(series)]
+    level = [] if reference is None else [reference[1]]
+    frame = _Frame(_range_x(drawn, marks), _range_y(drawn, level), top)
+    parts = [legend, _axes(frame, "step")]
+    for step, why in marks:
+        parts.append(
+            Markup('<path class="mark" d="M{:.1f} {:.1f}V{:.1f}"><title>{}</title></path>').format(
+                float(frame.across(step)), frame.top, frame.bottom, f"step {step:,.0f}: {why}"
+            )
+        )
+    if reference is not None:
+        parts.append(
+            Markup('<path class="level" d="M{} {:.1f}H{}"/>').format(
+                LEFT, float(frame.up(reference[1])), WIDTH - RIGHT
+            )
+        )
+    parts += [_line(s, frame, f"s{i % COLOURS}", smooth) for i, s in enumerate(drawn)]
+    parts.append(_strips(drawn, frame))
+    return _picture(label, _last_values(drawn), parts, frame.bottom + BELOW)
+
+
+def histograms(series: Sequence[tuple[str, np.ndarray]], *, label: str, bins: int = 40) -> Markup:
+    """Overlaid histograms, each as a share of its own values, on common bins.
+
+    Values beyond the half per cent at either end are counted in the outermost bins.
+    """
+    finite = [(name, values[np.isfinite(values)]) for name, values in series]
+    finite = [(name, np.clip(values, -HUGE, HUGE)) for name, values in finite if len(values)]
+    if not finite:
+        return Markup("")
+    pooled = np.concatenate([values for _, values in finite])
+    low, high = _widened(*np.quantile(pooled, [0.005, 0.995]))
+    edges = np.linspace(low, high, bins + 1)
+    shares = [np.histogram(np.clip(v, low, high), edges)[0] / len(v) for _, v in finite]
+    legend, top = _legend([name for name, _ in finite], False)
+    frame = _Frame((low, high), (0.0, 1.08 * max(float(s.max()) for s in shares)), top)
+    parts = [legend, _axes(frame, "energy", percent=True)]
+    across = frame.across(edges)
+    for i, ((name, _), share) in enumerate(zip(finite, shares, strict=True)):
+        steps = "".join(
+            f"V{y:.1f}H{x:.1f}" for y, x in zip(frame.up(share), across[1:], strict=True)
+        )
+        path = f"M{across[0]:.1f} {frame.bottom:.1f}{steps}V{frame.bottom:.1f}Z"
+        parts.append(
+            Markup('<path class="area s{}" d="{}"><title>{}</title></path>').format(i, path, name)
+        )
+    for k in range(bins):
+        told = [f"{n}: {s[k]:.1%}" for (n, _), s in zip(finite, shares, strict=True)]
+        text = "\n".join([f"energy {number(edges[k])} to {number(edges[k + 1])}", *told])
+        parts.append(_strip(across[k], across[k + 1], frame, text))
+    return _picture(label, "", parts, frame.bottom + BELOW)
+
+
+def bars(rows: Sequence[Bar], *, label: str) -> Markup:
+    """Horizontal bars with intervals; the first is ours and stands out."""
+    rows = [row for row in rows if all(math.isfinite(v) for v in row[1:])]
+    if not rows:
+        return Markup("")
+    left, right, height = 104, 52, 30
+    top = max(max(row.value, row.high) for row in rows)
+    limit = min(1.0, max(1.05 * top, 0.02))
+    scale = (WIDTH - left - right) / limit
+    bottom = height * len(rows) + 6
+    marks = ticks(0.0, limit, 4)
+    parts = [
+        Markup(
+            '<path class="grid" d="M{0:.1f} 2V{1}"/><text class="tick" x="{0:.1f}" y="{2}" '
+            'text-anchor="middle">{3}</text>'
+        ).format(left + t * scale, bottom, bottom + 15, f"{100 * t:g}%")
+        for t in marks
+    ]
+    for i, row in enumerate(rows):
+        y = 4 + i * height
+        end, low, high = (left + min(max(v, 0.0), limit) * scale for v in row[1:])
+        parts.append(
+            Markup(
+                '<g class="{kind}"><title>{told}</title>'
+                '<text x="{x}" y="{base}" text-anchor="end">{name}</text>'
+                '<rect class="bar" x="{left}" y="{y}" width="{width:.1f}" height="20" rx="2"/>'
+                '<path class="whisker" d="M{low:.1f} {mid}H{high:.1f}M{low:.1f} {a}v8'
+                'M{high:.1f} {a}v8"/>'
+                '<text class="value" x="{after:.1f}" y="{base}">{value}</text></g>'
+            ).format(
+                kind="ours" if i == 0 else "other",
+                told=f"{row.name}: {row.value:.1%} ({row.low:.1%} to {row.high:.1%})",
+                **{"x": left - 8, "base": y + 14, "name": _short(row.name, 15), "y": y},
+                **{"left": left, "width": max(end - left, 0.5), "low": low, "high": high},
+                **{"mid": y + 10, "a": y + 6, "after": max(high, end) + 6},
+                value=f"{100 * row.value:.1f}%",
+            )
+        )
+    told = "; ".join(f"{row.name} {row.value:.1%}" for row in rows)
+    return _picture(label, told, parts, bottom + 20)
+
+
+def _finite(series: Series) -> Series:
+    fine = np.isfinite(series.y)
+    return Series(series.name, series.x[fine], np.clip(series.y[fine], -HUGE, HUGE))
+
+
+def _losses(series: Sequence[Series]) -> list[tuple[float, str]]:
+    """Where a line is no longer finite for the first time."""
+    bad = [(s, np.flatnonzero(~np.isfinite(s.y))) for s in series]
+    return [(float(s.x[at[0]]), f"{s.name} is not finite") for s, at in bad if len(at)]
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    low, high = float(low), float(high)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
+        margin = 0.05 * abs(high) or 0.5
+        return low - margin, high + margin
+    return low, high
+
+
+def _range_x(series: Sequence[Series], marks: Sequence[tuple[float, str]]) -> tuple[float, float]:
+    all_x = [*(s.x[0] for s in series), *(s.x[-1] for s in series), *(step for step, _ in marks)]
+    return _widened(min(all_x), max(all_x))
+
+
+def _range_y(series: Sequence[Series], levels: Sequence[float]) -> tuple[float, float]:
+    """The values without the rarest of long lines: one spike must not flatten everything."""
+    ends = [np.quantile(s.y, [0.004, 0.996] if len(s.y) > 250 else [0, 1]) for s in series]
+    levels = [level for level in levels if math.isfinite(level)]
+    low = min([*(e[0] for e in ends), *levels])
+    high = max([*(e[1] for e in ends), *levels])
+    low, high = _widened(low, high)
+    margin = 0.06 * (high - low)
+    return (0.0 if 0 <= low < 0.4 * high else low - margin), high + margin
+
+
+def _axes(frame: _Frame, name: str, *, percent: bool = False) -> Markup:
+    parts: list[Markup] = []
+    marks = ticks(*frame.y, count=4)
+    step = marks[1] - marks[0] if len(marks) > 1 else abs(frame.y[1] - frame.y[0])
+    for t in marks:
+        text = f"{100 * t:g}%" if percent else tick_text(t, step)
+        parts.append(
+            Markup(
+                '<path class="grid" d="M{} {y:.1f}H{}"/>'
+                '<text class="tick" x="{}" y="{base:.1f}" text-anchor="end">{}</text>'
+            ).format(
+                LEFT, WIDTH - RIGHT, LEFT - 6, text, y=float(frame.up(t)), base=frame.up(t) + 4
+            )
+        )
+    marks = ticks(*frame.x, count=5)
+    step = marks[1] - marks[0] if len(marks) > 1 else abs(frame.x[1] - frame.x[0])
+    for t in marks:
+        x = float(frame.across(t))
+        anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
+        parts.append(
+            Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+                x, frame.bottom + 15, anchor, tick_text(t, step)
+            )
+        )
+    parts.append(
+        Markup('<path class="axis" d="M{} {:.1f}H{}"/>').format(LEFT, frame.bottom, WIDTH - RIGHT)
+    )
+    parts.append(
+        Markup('<text class="name" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
+            WIDTH - RIGHT, frame.bottom + 29, name
+        )
+    )
+    return Markup("").join(parts)
+
+
+def _line(series: Series, frame: _Frame, colour: str, smooth: bool) -> Markup:
+    parts: list[Markup] = []
+    faint = smooth and len(series.x) >= 40
+    path = Markup('<path class="line {}{}" d="{}"/>')
+    parts.append(
+        path.format(colour, " faint" if faint else "", _path(*thin(series.x, series.y), frame))
+    )
+    if faint:
+        mean = smoothed(series.y, max(5, len(series.y) // 40 | 1))
+        parts.append(path.format(colour, "", _path(*thin(series.x, mean), frame)))
+    if len(series.x) <= 30:
+        dots = "".join(
+            f"M{x:.1f} {y:.1f}h0"
+            for x, y in zip(frame.across(series.x), frame.up(series.y), strict=True)
+        )
+        parts.append(Markup('<path class="dots {}" d="{}"/>').format(colour, dots))
+    return Markup("").join(parts)
+
+
+def _path(x: np.ndarray, y: np.ndarray, frame: _Frame) -> str:
+    points = zip(frame.across(x), frame.up(y), strict=True)
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+
+
+def _strips(series: Sequence[Series], frame: _Frame) -> Markup:
+    """Invisible columns that tell the values under the pointer."""
+    steps = np.unique(np.concatenate([s.x for s in series]))
+    at = steps[np.unique(np.linspace(0, len(steps) - 1, STRIPS).round().astype(int))]
+    edges = np.concatenate([at[:1], (at[1:] + at[:-1]) / 2, at[-1:]])
+    across = np.clip(frame.across(edges), LEFT, WIDTH - RIGHT)
+    if len(at) == 1:
+        across = np.array([LEFT, WIDTH - RIGHT], float)
+    parts: list[Markup] = []
+    for k, step in enumerate(at):
+        told = [f"{s.name}: {number(s.y[np.abs(s.x - step).argmin()])}" for s in series]
+        text = "\n".join([f"step {step:,.0f}", *told])
+        parts.append(_strip(across[k], across[k + 1], frame, text))
+    return Markup("").join(parts)
+
+
+def _strip(left: float, right: float, frame: _Frame, text: str) -> Markup:
+    return Markup(
+        '<rect class="strip" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+        "<title>{}</title></rect>"
+    ).format(left, frame.top, max(right - left, 0.1), frame.bottom - frame.top, text)
+
+
+def _legend(names: Sequence[str], dashed_last: bool) -> tuple[Markup, float]:
+    """Swatches and names in as many rows as they need, and where the plot may begin."""
+    if not names:
+        return Markup(""), float(ABOVE)
+    parts: list[Markup] = []
+    x, y = 6.0, 14
+    for i, name in enumerate(names):
+        shown = _short(name, 40)
+        width = 22 + CHARACTER * len(shown) + 12
+        if x > 6 and x + width > WIDTH:
+            x, y = 6.0, y + 17
+        dashed = dashed_last and i == len(names) - 1
+        parts.append(
+            Markup(
+                '<g><title>{}</title><path class="{}" d="M{:.1f} {}h14"/>'
+                '<text x="{:.1f}" y="{}">{}</text></g>'
+            ).format(name, "level" if dashed else f"key s{i % COLOURS}", x, y - 4, x + 20, y, shown)
+        )
+        x += width
+    return Markup("").join(parts), float(y + 10)
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _last_values(series: Sequence[Series]) -> str:
+    return "; ".join(f"{s.name} ends at {number(s.y[-1])}" for s in series)
+
+
+def _picture(label: str, told: str, parts: Sequence[Markup], height: float) -> Markup:
+    about: Mapping[str, object] = {"width": WIDTH, "height": f"{height:.0f}"}
+    spoken = f"{label}. {told}." if told else f"{label}."
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{spoken}">'
+        "{body}</svg>"
+    ).format(spoken=spoken, body=Markup("").join(parts), **about)

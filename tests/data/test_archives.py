@@ -1,0 +1,204 @@
+"""Archives are read in place: nothing is extracted, no name is obeyed, no bomb unpacked."""
+
+import io
+import os
+import resource
+import stat
+import struct
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erg.data.decode import UnreadableImage
+from erg.data.source import DataError, Source, open_source
+
+RGB = np.random.default_rng(0).integers(0, 256, (4, 9, 11, 3), dtype=np.uint8)
+
+
+def png(i: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(RGB[i]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+HOSTILE = [
+    "../../escape.png",
+    "/absolute.png",
+    "C:\\windows\\drive.png",
+    "a/../../b.png",
+    "..\\back.png",
+    "a/b\nc.png",
+]
+
+
+def names(source: Source) -> list[str]:
+    return [source.path(i) for i in range(len(source))]
+
+
+@pytest.fixture
+def zipped(tmp_path: Path) -> Path:
+    path = tmp_path / "in" / "images.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("b/2.png", png(2), zipfile.ZIP_DEFLATED)
+        archive.writestr("a.png", png(1), zipfile.ZIP_STORED)
+        archive.writestr("b/", "")
+        archive.writestr("notes.txt", "no image")
+        archive.writestr("__MACOSX/a.png", "no image")
+        archive.writestr("b/._2.png", "no image")
+    return path
+
+
+def test_zip(zipped: Path) -> None:
+    source = open_source(zipped, label="folder")
+    assert names(source) == ["a.png", "b/2.png"]
+    assert [source.label(0), source.label(1)] == [None, "b"]
+    assert source.spec == str(zipped)
+    assert "2 images in images.zip" in source.describe()
+    np.testing.assert_array_equal(source.read(0), RGB[1])
+    np.testing.assert_array_equal(source.read(1), RGB[2])
+    assert source.bytes(1) == png(2)
+    with zipfile.ZipFile(zipped) as archive:
+        assert source.offset(0) == archive.getinfo("a.png").header_offset
+
+
+def test_many_threads_share_an_archive(tmp_path: Path) -> None:
+    contents = [os.urandom(5000) for _ in range(50)]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, content in enumerate(contents):
+            archive.writestr(f"{i:03d}.png", content)
+    source = open_source(tmp_path / "a.zip")
+    order = np.random.default_rng(0).integers(0, 50, 1000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.bytes, order)) == [contents[i] for i in order]
+
+
+def test_hostile_names_are_inert(tmp_path: Path) -> None:
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    with zipfile.ZipFile(inside / "x.zip", "w") as archive:
+        for name in HOSTILE:
+            archive.writestr(name, png())
+    with tarfile.open(inside / "x.tar", "w") as tar:
+        for name in HOSTILE:
+            info = tarfile.TarInfo(name)
+            info.size = len(png())
+            tar.addfile(info, io.BytesIO(png()))
+    before = sorted(tmp_path.rglob("*"))
+    for archive_name in ("x.zip", "x.tar"):
+        source = open_source(inside / archive_name, label="folder")
+        assert sorted(names(source)) == sorted(HOSTILE)
+        for i in range(len(source)):
+            np.testing.assert_array_equal(source.read(i), RGB[0])
+            source.label(i)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_not_read_is_refused_with_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1_good.png", png())
+        archive.writestr("2_secret.png", png())
+        link = zipfile.ZipInfo("3_link.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+        archive.writestr("4_nested.zip", b"PK")
+        archive.writestr("5_odd.png", png(), zipfile.ZIP_BZIP2)
+        archive.writestr("6_changed.png", png())
+    data = bytearray(path.read_bytes())
+    flags = data.rindex(b"2_secret.png") - 46 + 8  # in the index
+    data[flags] |= 1
+    body = data.index(b"6_changed.png") + 40
+    data[body] ^= 1
+    path.write_bytes(data)
+    source = open_source(path)
+    np.testing.assert_array_equal(source.read(0), RGB[0])
+    for i, reason in enumerate(
+        ["encrypted", "a link inside", "an archive inside", r"method 12", "is damaged"], start=1
+    ):
+        with pytest.raises(UnreadableImage, match=reason):
+            source.read(i)
+
+
+def test_tar(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, i in (("c/3.png", 3), ("c/1.png", 1), ("c/1.png", 2)):
+            info = tarfile.TarInfo(name)
+            info.size = len(png(i))
+            tar.addfile(info, io.BytesIO(png(i)))
+        for name, kind in (
+            ("d/link.png", tarfile.SYMTYPE),
+            ("d/hard.png", tarfile.LNKTYPE),
+            ("d/null.png", tarfile.CHRTYPE),
+            ("d/pipe.png", tarfile.FIFOTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+    source = open_source(path, label="folder")
+    assert names(source)[:3] == ["c/1.png", "c/1.png", "c/3.png"]  # a name may come twice
+    np.testing.assert_array_equal(source.read(0), RGB[1])
+    np.testing.assert_array_equal(source.read(1), RGB[2])
+    np.testing.assert_array_equal(source.read(2), RGB[3])
+    assert source.label(2) == "c"
+    assert len(source) == 7
+    for i in range(3, 7):
+        with pytest.raises(UnreadableImage, match="a link, a device or a folder inside"):
+            source.read(i)
+    start = source.offset(2)
+    assert path.read_bytes()[start : start + len(png(3))] == png(3)
+
+
+def test_damaged_archives(tmp_path: Path, zipped: Path) -> None:
+    whole = zipped.read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.zip").write_bytes(b"not a zip")
+    (tmp_path / "empty.zip").write_bytes(b"")
+    (tmp_path / "text.tar").write_bytes(b"not a tar" * 100)
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
+        tar.add(zipped, "images.png")
+    for name in ("cut.zip", "text.zip", "empty.zip", "text.tar", "packed.tar"):
+        with pytest.raises(DataError, match=f"{name} is no archive that can be read"):
+            open_source(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
+        archive.writestr("a.txt", "words")
+    with pytest.raises(DataError, match="holds no image file"):
+        open_source(tmp_path / "none.zip")
+
+
+def test_index_that_points_outside(zipped: Path) -> None:
+    data = bytearray(zipped.read_bytes())
+    entry = data.rindex(b"a.png") - 46
+    while data[entry : entry + 4] != b"PK\1\2" or data[entry + 46 : entry + 51] != b"a.png":
+        entry = data.rindex(b"PK\1\2", 0, entry)
+    for field, value in ((42, 0x7FFFFFFF), (42, 3), (20, 0x7FFFFFF0)):
+        changed = data.copy()
+        struct.pack_into("<I", changed, entry + field, value)
+        zipped.write_bytes(changed)
+        try:
+            source = open_source(zipped)
+        except DataError:
+            continue  # the standard library noticed
+        with pytest.raises(UnreadableImage):
+            source.read(0)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """A member of 100 kB that unpacks to 100 MB, whose index claims 1 kB; memory stays flat."""
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(100 << 20))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.rindex(b"PK\1\2") + 24, 1000)
+    path.write_bytes(data)
+    source = open_source(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableImage, match="damaged"):
+        source.read(0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10  # KiB

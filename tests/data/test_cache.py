@@ -1,0 +1,270 @@
+"""Cache and Stream give the pixels that reading gives; a cache file is reused only when sound."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erg.data import cache as module
+from erg.data.cache import Cache, Stream, build_cache, default_budget, free_memory, open_images
+from erg.data.manifest import Manifest, build_manifest
+from erg.data.source import DataError, Files, Source, open_source
+
+RNG = np.random.default_rng(0)
+
+
+class Counting(Files):
+    """Counts how often each item is read."""
+
+    def __init__(self, root: Path) -> None:
+        names = sorted(path.name for path in root.iterdir())
+        files = [str(root / name) for name in names]
+        super().__init__(files, names, labelled=False, spec=str(root), text=f"{len(names)} files")
+        self.reads = [0] * len(names)
+
+    def item(self, i: int) -> Any:
+        self.reads[i] += 1
+        return super().item(i)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Counting:
+    """Twelve images of different sizes (one of them turned), and two files that are none."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    for i in range(12):
+        image = Image.fromarray(RNG.integers(0, 256, (20 + i, 50 - 2 * i, 3), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i == 4 else 1
+        image.save(root / f"{i:02d}.{'jpg' if i % 3 else 'png'}", exif=exif)
+    (root / "03a.png").write_text("no image")
+    (root / "99.png").write_bytes(b"")
+    return Counting(root)
+
+
+def check(source: Source, images: Cache | Stream, manifest: Manifest, short_side: Any) -> None:
+    rows = RNG.permutation(manifest.ok)[:7]
+    pixels = images.pixels(rows)
+    assert pixels.flat.dtype == np.uint8
+    assert pixels.flat.ndim == 1
+    assert pixels.offset.dtype == pixels.height.dtype == pixels.width.dtype == np.int64
+    for k, row in enumerate(rows):
+        np.testing.assert_array_equal(pixels.image(k), source.read(row, short_side))
+
+
+@pytest.mark.parametrize("short_side", [None, 8])
+@pytest.mark.parametrize("where", ["memory", "file", "stream"])
+def test_pixels_are_what_reading_gives(
+    source: Counting, tmp_path: Path, where: str, short_side: int | None
+) -> None:
+    manifest, images = open_images(
+        source,
+        short_side=short_side,
+        file=tmp_path / "cache" / "pixels" if where == "file" else None,
+        budget=100 if where == "stream" else None,
+    )
+    assert isinstance(images, Stream if where == "stream" else Cache)
+    assert len(manifest) == 14
+    assert len(manifest.ok) == 12
+    check(source, images, manifest, short_side)
+    check(source, images, manifest, short_side)
+    if isinstance(images, Stream):
+        images.close()
+
+
+def test_one_pass(source: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_estimate", lambda *_: 0.0)
+    _, images = open_images(source)
+    assert source.reads == [1] * 14
+    images.pixels(np.array([0, 1]))
+    assert source.reads == [1] * 14
+
+
+def test_budget_found_too_small_on_the_way(
+    source: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_estimate", lambda *_: 0.0)
+    file = tmp_path / "pixels"
+    for where in (None, file):
+        manifest, images = open_images(source, budget=10_000, file=where)
+        assert isinstance(images, Stream)
+        check(source, images, manifest, None)
+        images.close()
+    assert not file.exists()
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_no_pixel_is_copied(source: Counting) -> None:
+    manifest, images = open_images(source)
+    assert isinstance(images, Cache)
+    assert images.pixels(manifest.ok).flat is images.flat
+    skipped = np.setdiff1d(np.arange(14), manifest.ok)
+    assert images.height[skipped].tolist() == [0, 0]
+    with pytest.raises(ValueError, match=f"row {skipped[0]} was skipped"):
+        images.pixels(np.array([0, skipped[0]]))
+
+
+def test_cache_refuses_pixels_of_other_sizes() -> None:
+    with pytest.raises(ValueError, match="11 bytes of pixels are not the 12 bytes"):
+        Cache(np.zeros(11, np.uint8), np.array([[2, 2]]))
+
+
+def test_resuming_reuses_the_file(source: Counting, tmp_path: Path) -> None:
+    file = tmp_path / "pixels"
+    manifest, first = open_images(source, short_side=9, file=file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "pixels", "pixels.json"]
+    source.reads = [0] * 14
+    again, second = open_images(source, short_side=9, file=file, manifest=manifest)
+    assert source.reads == [0] * 14
+    assert again is manifest
+    assert isinstance(first, Cache)
+    assert isinstance(second, Cache)
+    for name in ("flat", "offset", "height", "width"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def _edit(file: Path, **changes: object) -> None:
+    sidecar = file.with_name(file.name + ".json")
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _flip,
+        lambda file: file.write_bytes(file.read_bytes()[:-1]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.unlink(),
+        lambda file: file.with_name("pixels.json").unlink(),
+        lambda file: file.with_name("pixels.json").write_text("[1]"),
+        lambda file: file.with_name("pixels.json").write_text("{"),
+        lambda file: _edit(file, format=2),
+        lambda file: _edit(file, manifest="another"),
+        lambda file: _edit(file, short_side=10),
+        lambda file: _edit(file, decoder="Pillow 1"),
+        lambda file: _edit(file, crc32="?"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_made_again(
+    source: Counting, tmp_path: Path, harm: Any
+) -> None:
+    file = tmp_path / "pixels"
+    manifest, _ = open_images(source, short_side=9, file=file)
+    sound = file.read_bytes()
+    harm(file)
+    source.reads = [0] * 14
+    images = build_cache(source, manifest, short_side=9, file=file)
+    assert sum(source.reads) == 12
+    check(source, images, manifest, 9)
+    assert file.read_bytes() == sound
+    source.reads = [0] * 14
+    build_cache(source, manifest, short_side=9, file=file)
+    assert sum(source.reads) == 0
+
+
+def test_leftovers_of_a_killed_run_go(source: Counting, tmp_path: Path) -> None:
+    stray = tmp_path / ".pixels.4711.tmp"
+    stray.write_bytes(b"half")
+    open_images(source, file=tmp_path / "pixels")
+    assert not stray.exists()
+
+
+def test_an_interrupted_pass_leaves_nothing(source: Counting, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_images(source, file=tmp_path / "pixels", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize("change", ["gone", "other", "broken"])
+@pytest.mark.parametrize("how", ["stream", "cache"])
+def test_files_that_change_are_named(source: Counting, change: str, how: str) -> None:
+    manifest = build_manifest(source)
+    row = int(manifest.ok[5])
+    file = Path(source.files[row])
+    if change == "gone":
+        file.unlink()
+    elif change == "other":
+        Image.new("RGB", (40, 25)).save(file)
+    else:
+        file.write_bytes(file.read_bytes()[:60])
+    if how == "cache":
+        with pytest.raises(DataError, match=rf"{file.name} was readable before and is not now"):
+            build_cache(source, manifest)
+        return
+    stream = Stream(source, manifest)
+    with pytest.raises(DataError, match=rf"{file.name} was readable before and is not now"):
+        stream.pixels(manifest.ok)
+    check(source, stream, _without(manifest, row), None)
+    stream.close()
+
+
+def _without(manifest: Manifest, row: int) -> Manifest:
+    rest = Manifest(manifest.table)
+    rest.ok = manifest.ok[manifest.ok != row]
+    return rest
+
+
+def test_defects_surface_with_the_name(source: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, images = open_images(source, budget=0)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(module, "decode_item", fail)
+    with pytest.raises(ZeroDivisionError) as caught:
+        images.pixels(manifest.ok[:1])
+    assert source.path(int(manifest.ok[0])) in caught.value.__notes__[0]
+
+
+def test_other_data_than_the_manifest(source: Counting, tmp_path: Path) -> None:
+    manifest = build_manifest(source)
+    other = open_source(source.files[:5])
+    with pytest.raises(DataError, match="5 listed files, but the manifest has 14 rows"):
+        open_images(other, manifest=manifest)
+    with pytest.raises(DataError, match="more than the budget of 10"):
+        build_cache(source, manifest, budget=10)
+    manifest, images = open_images(source, manifest=manifest, budget=10)
+    assert isinstance(images, Stream)
+    images.close()
+
+
+def test_vectors_are_no_images() -> None:
+    with pytest.raises(DataError, match="Use the vectors of the source"):
+        open_images(open_source(np.zeros((5, 3))))
+
+
+def test_a_full_disk_is_said(source: Counting, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with module._Writer(tmp_path / "pixels", 1 << 40) as writer:
+        assert writer.stream is not None
+        writer.stream.close()
+        writer.stream = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        with pytest.raises(DataError, match=r"the disk of .*pixels is full after 300 bytes"):
+            writer.append(0, np.zeros((10, 10, 3), np.uint8))
+
+
+def test_budgets(tmp_path: Path) -> None:
+    assert 1 << 20 < free_memory() < 1 << 50
+    assert default_budget(None) == pytest.approx(free_memory() / 3, rel=0.5)
+    assert default_budget(tmp_path / "not" / "there" / "yet") > 0
+
+
+def test_estimate_is_close(source: Counting) -> None:
+    manifest = build_manifest(source)
+    total = module._total(manifest, 8)
+    assert total == sum(source.read(i, 8).size for i in manifest.ok.tolist())
+    readable = open_source([source.files[i] for i in manifest.ok])
+    assert module._estimate(readable, 8) == pytest.approx(total)
