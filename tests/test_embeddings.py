@@ -28,8 +28,7 @@ def same(first: Embeddings, second: Embeddings) -> bool:
     return (
         np.array_equal(first.vectors, second.vectors)
         and np.array_equal(first.ids, second.ids)
-        and (first.labels is None) == (second.labels is None)
-        and (first.labels is None or np.array_equal(first.labels, second.labels))
+        and np.array_equal(np.asarray(first.labels), np.asarray(second.labels))
         and first.origin == second.origin
         and first.paths == second.paths
     )

@@ -3,6 +3,8 @@
 Letters in shapes: b batch, d features, k codes or prototypes.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -70,20 +72,26 @@ def lloyd_step(
 def spread_out(
     y: Float[Tensor, "b d"], k: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, "k d"]:
-    """k starting prototypes by k-means++: each drawn with probability proportional to its squared
-    distance from those already drawn (Arthur & Vassilvitskii 2007).
+    """k starting prototypes by greedy k-means++ (Arthur & Vassilvitskii 2007).
+
+    Candidates are drawn with probability proportional to their squared distance from the
+    prototypes already chosen; of 2 + log k candidates the one that lowers the energy most is kept.
 
     Raises:
         ValueError: fewer points than prototypes.
     """
     if len(y) < k:
         raise ValueError(f"k-means needs at least k = {k} points (got {len(y)}). Use a smaller k.")
-    draw = torch.rand(k, generator=generator, dtype=torch.float64)
-    chosen = [int(draw[0] * len(y))]
-    closest = to_prototypes(y, y[chosen]).flatten().double().cpu()
+    tries = 2 + int(math.log(k))
+    draw = torch.rand(k, tries, generator=generator, dtype=torch.float64)
+    chosen = [int(draw[0, 0] * len(y))]
+    closest = to_prototypes(y, y[chosen])[:, 0]  # [b]
     for i in range(1, k):
         cumulative = closest.cumsum(0)
-        point = int(torch.searchsorted(cumulative, draw[i] * cumulative[-1]).clamp_max(len(y) - 1))
-        chosen.append(point)
-        closest = torch.minimum(closest, to_prototypes(y, y[[point]]).flatten().double().cpu())
+        places = torch.searchsorted(cumulative, draw[i].to(cumulative) * cumulative[-1])
+        places = places.clamp_max(len(y) - 1)
+        after = torch.minimum(closest[:, None], to_prototypes(y, y[places]))  # [b tries]
+        best = int(after.sum(dim=0).argmin())
+        chosen.append(int(places[best]))
+        closest = after[:, best]
     return y[chosen].clone()

@@ -103,7 +103,7 @@ def _steps(bench: Bench, method: Method, optimiser: Any, first: int, last: int) 
     for step in range(first, last):
         torch.manual_seed(step)
         loss = method.train().loss(bench.views(method, step), step / 4)
-        losses.append(float(loss.total))
+        losses.append(float(loss.total.detach()))
         if optimiser is not None:
             optimiser.zero_grad()
             loss.total.backward()
@@ -134,7 +134,7 @@ def check_loss(bench: Bench) -> None:
     assert loss.pull, "a loss names at least one part that pulls energies down."
     for name, part in {**loss.pull, **loss.push}.items():
         assert part.ndim == 0, f"part {name!r} has shape {list(part.shape)}, not that of a scalar."
-        assert torch.isfinite(part), f"part {name!r} is {float(part)}."
+        assert torch.isfinite(part), f"part {name!r} is {float(part.detach())}."
 
 
 def check_gradients(bench: Bench) -> None:

@@ -31,7 +31,15 @@ from erg.views.types import View
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 EVERYTHING = replace(BYOL_SECOND, blur=0.5, turns=None, noise=0.1, zeroed=0.1)
-SIZES = [(20, 31), (64, 40), (1, 1), (33, 33), (90, 12), (25, 70), (48, 48)]
+SIZES = [
+    (20, 31),
+    (64, 40),
+    (48, 48),
+    (33, 33),
+    (90, 12),
+    (25, 70),
+    (1, 1),
+]  # 1 x 1 ends the buffer
 
 
 def images(sizes: list[tuple[int, int]]) -> Pixels:

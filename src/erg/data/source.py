@@ -190,9 +190,8 @@ def _escaped(name: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a path inside a folder or archive is taken for an image, by its ending."""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES
+    hidden = name.startswith(".") or "/." in name or "__MACOSX" in name.split("/")
+    return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def folder_label(name: str) -> str | None:

@@ -134,9 +134,12 @@ def uniformity(
 
 
 def _singular_values(matrix: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " r"]:
+    """From the smaller Gram matrix: right to 1e-8 of the largest, many times faster than an SVD."""
     if not np.isfinite(matrix).all():
         raise ValueError("a feature is NaN or infinite. Look at the health of the run.")
-    return np.linalg.svd(matrix, compute_uv=False)
+    n, d = matrix.shape
+    gram = matrix.T @ matrix if d <= n else matrix @ matrix.T
+    return np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
 
 
 def _sample(vectors: Float[np.ndarray, "n d"], items: int, seed: int) -> Float[np.ndarray, "m d"]:

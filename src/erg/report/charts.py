@@ -6,7 +6,8 @@ text shrinks with its picture: on a phone they keep their size, on a desk they s
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> tuple[np.ndarr
         return x, y
     edges = np.linspace(0, len(x), buckets + 1).astype(int)
     kept: list[int] = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         part = y[start:stop]
         kept += sorted({start + int(part.argmin()), start + int(part.argmax())})
     return x[kept], y[kept]
@@ -135,17 +136,11 @@ def lines(
     frame = _Frame(_range_x(drawn, marks), _range_y(drawn, level), top)
     parts = [legend, _axes(frame, "step")]
     for step, why in marks:
-        parts.append(
-            Markup('<path class="mark" d="M{:.1f} {:.1f}V{:.1f}"><title>{}</title></path>').format(
-                float(frame.across(step)), frame.top, frame.bottom, f"step {step:,.0f}: {why}"
-            )
-        )
+        line = _tag("path", class_="mark", d=_upright(frame, step))
+        parts.append(_tag("g", _title(f"step {step:,.0f}: {why}") + line))
     if reference is not None:
-        parts.append(
-            Markup('<path class="level" d="M{} {:.1f}H{}"/>').format(
-                LEFT, float(frame.up(reference[1])), WIDTH - RIGHT
-            )
-        )
+        y = float(frame.up(reference[1]))
+        parts.append(_tag("path", class_="level", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"))
     parts += [_line(s, frame, f"s{i % COLOURS}", smooth) for i, s in enumerate(drawn)]
     parts.append(_strips(drawn, frame))
     return _picture(label, _last_values(drawn), parts, frame.bottom + BELOW)
@@ -173,9 +168,7 @@ def histograms(series: Sequence[tuple[str, np.ndarray]], *, label: str, bins: in
             f"V{y:.1f}H{x:.1f}" for y, x in zip(frame.up(share), across[1:], strict=True)
         )
         path = f"M{across[0]:.1f} {frame.bottom:.1f}{steps}V{frame.bottom:.1f}Z"
-        parts.append(
-            Markup('<path class="area s{}" d="{}"><title>{}</title></path>').format(i, path, name)
-        )
+        parts.append(_tag("path", _title(name), class_=f"area s{i}", d=path))
     for k in range(bins):
         told = [f"{n}: {s[k]:.1%}" for (n, _), s in zip(finite, shares, strict=True)]
         text = "\n".join([f"energy {number(edges[k])} to {number(edges[k + 1])}", *told])
@@ -194,33 +187,23 @@ def bars(rows: Sequence[Bar], *, label: str) -> Markup:
     scale = (WIDTH - left - right) / limit
     bottom = height * len(rows) + 6
     marks = ticks(0.0, limit, 4)
-    parts = [
-        Markup(
-            '<path class="grid" d="M{0:.1f} 2V{1}"/><text class="tick" x="{0:.1f}" y="{2}" '
-            'text-anchor="middle">{3}</text>'
-        ).format(left + t * scale, bottom, bottom + 15, f"{100 * t:g}%")
-        for t in marks
-    ]
+    parts: list[Markup] = []
+    for t in marks:
+        x = left + t * scale
+        parts.append(_tag("path", class_="grid", d=f"M{x:.1f} 2V{bottom}"))
+        parts.append(_text(f"{100 * t:g}%", x, bottom + 15, "tick", "middle"))
     for i, row in enumerate(rows):
         y = 4 + i * height
         end, low, high = (left + min(max(v, 0.0), limit) * scale for v in row[1:])
-        parts.append(
-            Markup(
-                '<g class="{kind}"><title>{told}</title>'
-                '<text x="{x}" y="{base}" text-anchor="end">{name}</text>'
-                '<rect class="bar" x="{left}" y="{y}" width="{width:.1f}" height="20" rx="2"/>'
-                '<path class="whisker" d="M{low:.1f} {mid}H{high:.1f}M{low:.1f} {a}v8'
-                'M{high:.1f} {a}v8"/>'
-                '<text class="value" x="{after:.1f}" y="{base}">{value}</text></g>'
-            ).format(
-                kind="ours" if i == 0 else "other",
-                told=f"{row.name}: {row.value:.1%} ({row.low:.1%} to {row.high:.1%})",
-                **{"x": left - 8, "base": y + 14, "name": _short(row.name, 15), "y": y},
-                **{"left": left, "width": max(end - left, 0.5), "low": low, "high": high},
-                **{"mid": y + 10, "a": y + 6, "after": max(high, end) + 6},
-                value=f"{100 * row.value:.1f}%",
-            )
-        )
+        caps = f"M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8"
+        inner = [
+            _title(f"{row.name}: {row.value:.1%} ({row.low:.1%} to {row.high:.1%})"),
+            _text(_short(row.name, 15), left - 8, y + 14, "label", "end"),
+            _tag("rect", class_="bar", x=left, y=y, width=max(end - left, 0.5), height=20, rx=2),
+            _tag("path", class_="whisker", d=caps),
+            _text(f"{100 * row.value:.1f}%", max(high, end) + 6, y + 14, "value"),
+        ]
+        parts.append(_tag("g", Markup("").join(inner), class_="ours" if i == 0 else "other"))
     told = "; ".join(f"{row.name} {row.value:.1%}" for row in rows)
     return _picture(label, told, parts, bottom + 20)
 
@@ -266,51 +249,34 @@ def _axes(frame: _Frame, name: str, *, percent: bool = False) -> Markup:
     step = marks[1] - marks[0] if len(marks) > 1 else abs(frame.y[1] - frame.y[0])
     for t in marks:
         text = f"{100 * t:g}%" if percent else tick_text(t, step)
-        parts.append(
-            Markup(
-                '<path class="grid" d="M{} {y:.1f}H{}"/>'
-                '<text class="tick" x="{}" y="{base:.1f}" text-anchor="end">{}</text>'
-            ).format(
-                LEFT, WIDTH - RIGHT, LEFT - 6, text, y=float(frame.up(t)), base=frame.up(t) + 4
-            )
-        )
+        y = float(frame.up(t))
+        parts.append(_tag("path", class_="grid", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"))
+        parts.append(_text(text, LEFT - 6, y + 4, "tick", "end"))
     marks = ticks(*frame.x, count=5)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(frame.x[1] - frame.x[0])
     for t in marks:
         x = float(frame.across(t))
         anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
-        parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-                x, frame.bottom + 15, anchor, tick_text(t, step)
-            )
-        )
-    parts.append(
-        Markup('<path class="axis" d="M{} {:.1f}H{}"/>').format(LEFT, frame.bottom, WIDTH - RIGHT)
-    )
-    parts.append(
-        Markup('<text class="name" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
-            WIDTH - RIGHT, frame.bottom + 29, name
-        )
-    )
+        parts.append(_text(tick_text(t, step), x, frame.bottom + 15, "tick", anchor))
+    parts.append(_tag("path", class_="axis", d=f"M{LEFT} {frame.bottom:.1f}H{WIDTH - RIGHT}"))
+    parts.append(_text(name, WIDTH - RIGHT, frame.bottom + 29, "tick", "end"))
     return Markup("").join(parts)
 
 
 def _line(series: Series, frame: _Frame, colour: str, smooth: bool) -> Markup:
     parts: list[Markup] = []
     faint = smooth and len(series.x) >= 40
-    path = Markup('<path class="line {}{}" d="{}"/>')
-    parts.append(
-        path.format(colour, " faint" if faint else "", _path(*thin(series.x, series.y), frame))
-    )
+    raw = _path(*thin(series.x, series.y), frame)
+    parts.append(_tag("path", class_=f"line {colour}{' faint' if faint else ''}", d=raw))
     if faint:
         mean = smoothed(series.y, max(5, len(series.y) // 40 | 1))
-        parts.append(path.format(colour, "", _path(*thin(series.x, mean), frame)))
+        parts.append(_tag("path", class_=f"line {colour}", d=_path(*thin(series.x, mean), frame)))
     if len(series.x) <= 30:
         dots = "".join(
             f"M{x:.1f} {y:.1f}h0"
             for x, y in zip(frame.across(series.x), frame.up(series.y), strict=True)
         )
-        parts.append(Markup('<path class="dots {}" d="{}"/>').format(colour, dots))
+        parts.append(_tag("path", class_=f"dots {colour}", d=dots))
     return Markup("").join(parts)
 
 
@@ -329,17 +295,18 @@ def _strips(series: Sequence[Series], frame: _Frame) -> Markup:
         across = np.array([LEFT, WIDTH - RIGHT], float)
     parts: list[Markup] = []
     for k, step in enumerate(at):
-        told = [f"{s.name}: {number(s.y[np.abs(s.x - step).argmin()])}" for s in series]
+        told = [f"{s.name}: {number(float(s.y[np.abs(s.x - step).argmin()]))}" for s in series]
         text = "\n".join([f"step {step:,.0f}", *told])
         parts.append(_strip(across[k], across[k + 1], frame, text))
     return Markup("").join(parts)
 
 
 def _strip(left: float, right: float, frame: _Frame, text: str) -> Markup:
-    return Markup(
-        '<rect class="strip" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
-        "<title>{}</title></rect>"
-    ).format(left, frame.top, max(right - left, 0.1), frame.bottom - frame.top, text)
+    height = frame.bottom - frame.top
+    width = max(right - left, 0.1)
+    return _tag(
+        "rect", _title(text), class_="strip", x=left, y=frame.top, width=width, height=height
+    )
 
 
 def _legend(names: Sequence[str], dashed_last: bool) -> tuple[Markup, float]:
@@ -353,13 +320,9 @@ def _legend(names: Sequence[str], dashed_last: bool) -> tuple[Markup, float]:
         width = 22 + CHARACTER * len(shown) + 12
         if x > 6 and x + width > WIDTH:
             x, y = 6.0, y + 17
-        dashed = dashed_last and i == len(names) - 1
-        parts.append(
-            Markup(
-                '<g><title>{}</title><path class="{}" d="M{:.1f} {}h14"/>'
-                '<text x="{:.1f}" y="{}">{}</text></g>'
-            ).format(name, "level" if dashed else f"key s{i % COLOURS}", x, y - 4, x + 20, y, shown)
-        )
+        kind = "level" if dashed_last and i == len(names) - 1 else f"key s{i % COLOURS}"
+        swatch = _tag("path", class_=kind, d=f"M{x:.1f} {y - 4}h14")
+        parts.append(_tag("g", _title(name) + swatch + _text(shown, x + 20, y, "label")))
         x += width
     return Markup("").join(parts), float(y + 10)
 
@@ -373,9 +336,32 @@ def _last_values(series: Sequence[Series]) -> str:
 
 
 def _picture(label: str, told: str, parts: Sequence[Markup], height: float) -> Markup:
-    about: Mapping[str, object] = {"width": WIDTH, "height": f"{height:.0f}"}
     spoken = f"{label}. {told}." if told else f"{label}."
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{spoken}">'
-        "{body}</svg>"
-    ).format(spoken=spoken, body=Markup("").join(parts), **about)
+    body = Markup("").join(parts)
+    box = f"0 0 {WIDTH} {height:.0f}"
+    return _tag("svg", body, class_="chart", viewBox=box, role="img", aria_label=spoken)
+
+
+def _upright(frame: _Frame, step: float) -> str:
+    return f"M{float(frame.across(step)):.1f} {frame.top:.1f}V{frame.bottom:.1f}"
+
+
+def _title(text: str) -> Markup:
+    return _tag("title", text)
+
+
+def _text(text: str, x: float, y: float, kind: str, anchor: str = "start") -> Markup:
+    return _tag("text", text, class_=kind, x=x, y=y, text_anchor=anchor)
+
+
+def _tag(name: str, inside: str = "", **attributes: str | float) -> Markup:
+    """An element; text and attributes are escaped, numbers rounded to a tenth of a unit.
+
+    Attributes are written as Python can: class_ for class, text_anchor for text-anchor.
+    """
+    parts = [Markup("<{}").format(name)]
+    for key, value in attributes.items():
+        text = f"{value:.1f}" if isinstance(value, float) else value
+        parts.append(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), text))
+    parts.append(Markup(">{}</{}>").format(inside, name))
+    return Markup("").join(parts)

@@ -141,6 +141,12 @@ def _restore(
             _, number, key = name.split(".", 2)
             state.setdefault(int(number), {})[key] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    for parameter, kept in optimiser.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # In the parameter's memory layout, which files do not keep: fused steps walk both
+                # in memory order.
+                kept[name] = torch.empty_like(parameter).copy_(value).detach()
 
 
 def _optimiser_state(optimiser: Optimizer | None) -> list[tuple[int, dict[str, Any]]]:

@@ -1,0 +1,280 @@
+"""What the report says about a record, in plain words and without anything private in it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from erg.report.record import Interval, Manifest, Record, Scores
+
+METRICS = {
+    "knn20": ("20 nearest neighbours", "Share of test images whose 20 nearest training images "
+              "vote for the right label."),
+    "knn200": ("200 nearest neighbours", "The same with 200 voters: rewards large, clean groups."),
+    "linear": ("Linear probe", "Share a linear classifier gets right when it is given only the "
+               "vectors."),
+    "recall": ("Finds its other crop", "Share of images whose nearest vector, among all others, "
+               "is another crop of the same image. Measures invariance, not usefulness."),
+    "recall_colour": ("Finds its recoloured crop", "The same with colours changed as well. "
+                      "Measures invariance, not usefulness."),
+}  # fmt: skip
+BASELINES = {
+    "before training": "than the same encoder before training",
+    "PCA": "than principal components of the pixels",
+    "raw pixels": "than comparing raw pixels",
+}
+HEALTH = {
+    "std": ("Spread", "About 1 when directions are spread evenly, 0 when all images embed alike."),
+    "rank": ("Effective rank", "How many directions the embeddings really use."),
+    "auroc": ("Energy AUROC", "Chance that a matched pair has the lower energy: 0.5 is guessing."),
+    "knn": ("kNN accuracy", "20 nearest neighbours among the held-out images."),
+}
+PAIRINGS = {
+    "views": "Matched: two views of one image. Mismatched: views of two images.",
+    "itself": "Matched: the visible and the hidden patches of one image. Mismatched: the hidden "
+    "patches come from another image.",
+    "turn": "Matched: an image and the quarter turn it was given. Mismatched: another turn.",
+    "alone": "Matched: images. Mismatched: images with independent or shuffled pixels.",
+}
+FIGURES = {
+    "rankme": ("RankMe", "effective rank of the test vectors"),
+    "alignment": ("Alignment", "mean squared distance of two views; lower is closer"),
+    "uniformity": ("Uniformity", "lower is more evenly spread on the sphere"),
+    "nmi": ("Clusters: NMI", "k-means against the labels; 1 is perfect, 0 is chance"),
+    "ari": ("Clusters: ARI", "agreement of pairs with the labels; 1 is perfect, 0 is chance"),
+}
+
+_SECRET = re.compile(r"token|secret|passw|api.?key|credential|cookie|^(user|host)", re.IGNORECASE)
+_HOME = re.compile(r"^(?:file://)?(?:/(?:home|Users)/[^/]+|/root|[A-Za-z]:[\\/]Users[\\/][^\\/]+)")
+_ABSOLUTE = re.compile(r"^(?:file://)?(?:/|~|[A-Za-z]:[\\/]|\\\\)")
+_WITHIN = re.compile(
+    r"""(?P<quote>["'])(?:file://)?(?P<quoted>(?:/|[A-Za-z]:[\\/]|\\\\)[^"'\n]+)(?P=quote)
+    | (?P<windows>(?<![\w])[A-Za-z]:[\\/](?!/)[^\n"'<>|:*?]+)
+    | (?P<posix>(?:file://|(?<![\w./~\\-]))/(?!/)[^\s"'<>|,;)\]}]+)""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far the encoder is ahead of one baseline."""
+
+    points: str
+    than: str
+    told: str
+    ahead: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first thing the page says."""
+
+    headline: str
+    lead: str
+    score: str
+    gaps: tuple[Gap, ...]
+
+
+def short_path(path: str) -> str:
+    """A path as text that can be shared: no home folder, of absolute paths the last two parts."""
+    path = re.sub(r"(?<=://)[^/\s@]+@", "", path)
+    if not _ABSOLUTE.match(path):
+        return path
+    bare, at_home = _HOME.subn("", path)
+    parts = [part for part in re.split(r"[\\/]+", bare.removeprefix("file://")) if part != "~"]
+    parts = [part for part in parts if part and not re.fullmatch(r"[A-Za-z]:", part)]
+    if len(parts) > 2:
+        return "…/" + "/".join(parts[-2:])
+    return "/".join(["~" if at_home or path.startswith("~") else "", *parts]) or "/"
+
+
+def shared(text: str) -> str:
+    """Text in which every absolute path is shortened by `short_path`."""
+
+    def replace(found: re.Match[str]) -> str:
+        quote = found["quote"] or ""
+        return quote + short_path(found["quoted"] or found["windows"] or found["posix"]) + quote
+
+    return _WITHIN.sub(replace, re.sub(r"(?<=://)[^/\s@]+@", "", text))
+
+
+def environment(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the environment without what tells who ran it."""
+    known = run.get("environment")
+    pairs = known.items() if isinstance(known, dict) else ()
+    return [(str(k), shared(plain(v))) for k, v in pairs if not _SECRET.search(str(k))]
+
+
+def plain(value: Any) -> str:
+    """A value of run.json for people: lists without brackets, data types like calls."""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{k} {plain(v)}" for k, v in value.items() if k != "type")
+        return f"{value['type']} ({inner})" if "type" in value else inner
+    if isinstance(value, list):
+        return ", ".join(plain(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def verdict(record: Record) -> Verdict:
+    """Better than the baselines by how much, not worth it, or not judged."""
+    scores = record.scores
+    if scores is None or not scores.rows:
+        lead = record.missing.get("scores.json", "There are no scores to judge by.")
+        return Verdict("Not judged yet", lead, "", ())
+    kind = primary(scores)
+    if kind is None:
+        return Verdict("Not judged yet", "The encoder itself has no score.", "", ())
+    gaps = _gaps(scores, kind)
+    better = scores.better
+    if better is None:
+        better = bool(gaps) and all(gap.ahead for gap in gaps)
+    headline = "Worth it" if better else "Not worth it"
+    lead = shared(scores.text)
+    first, found, rest = lead.partition(": ")
+    if found and first in ("Worth it", "Not worth it", "Not clearly worth it"):
+        headline, lead = first, rest[:1].upper() + rest[1:]
+    return Verdict(headline, lead, METRICS.get(kind, (kind, ""))[0], gaps)
+
+
+def primary(scores: Scores) -> str | None:
+    """The score the verdict rests on: the one it names, or the first the encoder has."""
+    mine = scores.rows.get("encoder", {})
+    order = [scores.primary, "knn20", "knn200", "linear", "recall_colour", "recall", *mine]
+    return next((kind for kind in order if kind in mine), None)
+
+
+def _gaps(scores: Scores, kind: str) -> tuple[Gap, ...]:
+    mine = scores.rows["encoder"][kind].value
+    gaps: list[Gap] = []
+    for name, than in BASELINES.items():
+        other = scores.rows.get(name, {}).get(kind)
+        if other is not None:
+            points = 100 * (mine - other.value)
+            told = f"{percent(mine)} against {percent(other.value)}"
+            gaps.append(Gap(f"{points:+.1f}".replace("-", "−"), than, told, points > 0))
+    return tuple(gaps)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def interval(value: Interval) -> str:
+    return f"{100 * value.low:.1f} to {100 * value.high:.1f}"
+
+
+def run_facts(record: Record) -> list[tuple[str, str]]:
+    """Terms and descriptions of what was run."""
+    run, facts = record.run, []
+
+    def fact(term: str, text: Any) -> None:
+        if text not in (None, "", "None"):
+            facts.append((term, shared(str(text))))
+
+    def named(name: str) -> str:
+        inner = plain(run.get(f"{name}_args") or {})
+        return f"{run.get(name, '')}" + (f" ({inner})" if inner else "")
+
+    fact("Method", named("method"))
+    fact("Encoder", named("encoder"))
+    fact("Image size", f"{run['image_size']} px" if "image_size" in run else "")
+    fact("Started from", run.get("init") or "random weights")
+    fact("Data", short_path(str(run.get("data") or "")))
+    steps, batch, images = run.get("steps"), run.get("batch"), _images(record)
+    if isinstance(steps, int) and isinstance(batch, int):
+        passes = f", about {steps * batch / images:.1f} passes over the data" if images else ""
+        fact("Training", f"{steps:,} steps of {batch:,} images{passes}")
+    fact("Optimiser", plain({**_dict(run.get("optimiser")), "type": ""}).strip("() "))
+    fact("Views", plain(run["plan"]) if run.get("plan") else "as the method asks")
+    fact("Seed", run.get("seed"))
+    fact("Time", _time(record))
+    speed = record.timing.get("images_per_second")
+    if speed is not None:
+        fact("Speed", f"{np.nanmedian(speed.value):,.0f} images/s (median)")
+    return facts
+
+
+def _time(record: Record) -> str:
+    if "seconds" in record.timing:
+        return duration(float(record.timing["seconds"].value[-1]))
+    minutes = record.run.get("minutes")
+    return duration(60 * minutes) if isinstance(minutes, int | float) else ""
+
+
+def _images(record: Record) -> int:
+    return record.manifest.total - record.manifest.skipped if record.manifest else 0
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def data_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Terms and descriptions of the files that were read."""
+    read = manifest.total - manifest.skipped
+    facts = [
+        ("Images read", f"{read:,} of {manifest.total:,}"),
+        ("Size", f"{manifest.size / 1e6:,.1f} MB encoded"),
+    ]
+    if manifest.height and manifest.width:
+        (low_h, mid_h, high_h), (low_w, mid_w, high_w) = manifest.height, manifest.width
+        text = f"{mid_h} × {mid_w} px"
+        if (low_h, low_w) != (high_h, high_w):
+            text = f"{low_h} × {low_w} to {high_h} × {high_w} px, median {mid_h} × {mid_w}"
+        facts.append(("Height × width", text))
+    facts.append(("Exact duplicates", f"{manifest.duplicates:,}"))
+    if manifest.labels:
+        facts.append(("Labels", f"{len(manifest.labels):,} (training never saw them)"))
+    return facts
+
+
+def warnings(record: Record) -> list[tuple[str, str]]:
+    """Health warnings: the same text at several looks in a row is told once, with its steps."""
+    merged: list[tuple[int, int, str]] = []
+    for step, text in record.warnings:
+        # Warnings differ in the numbers they quote; they are the same warning all the same.
+        if merged and _kind(merged[-1][2]) == _kind(text):
+            merged[-1] = (merged[-1][0], step, text)
+        else:
+            merged.append((step, step, text))
+    return [
+        (f"Step {a:,}" if a == b else f"Steps {a:,} to {b:,}", shared(text))
+        for a, b, text in merged
+    ]
+
+
+def _kind(text: str) -> str:
+    return re.sub(r"[\d.]+", "", text)
+
+
+def python(run: dict[str, Any]) -> str:
+    """The Python that does the same."""
+    if run.get("python"):
+        return shared(str(run["python"]))
+    skipped = ("format", "environment", "minutes", "python")
+    given = {k: v for k, v in run.items() if k not in skipped and v not in (None, "", {}, [])}
+    lines = "".join(f"    {name}={_literal(value)},\n" for name, value in given.items())
+    return shared(f"import erg\n\nrun = erg.Run(\n{lines})\nerg.fit(run)")
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, dict) and value.get("type") == "float":
+        return f"float({value.get('value')!r})"
+    if isinstance(value, dict) and "type" in value:
+        inner = ", ".join(f"{k}={_literal(v)}" for k, v in value.items() if k != "type")
+        return f"erg.{value['type']}({inner})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "(" + ", ".join(_literal(v) for v in value) + ("," if len(value) == 1 else "") + ")"
+    return repr(value)

@@ -1,0 +1,160 @@
+"""Every method found in the folder keeps the contract; and check_method notices what does not."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from erg import catalog
+from erg.method import Cell, Loss, Method
+from erg.testing import check_method
+from erg.views.plan import Plan, two_views, whole
+from erg.views.types import View, Views
+
+SMALL: dict[str, dict] = {
+    "SimCLR": {},
+    "VICReg": {"hidden": 32, "dim": 32},
+    "BYOL": {"hidden": 32, "dim": 16},
+    "SwAV": {"hidden": 32, "dim": 16, "prototypes": 12, "queue": 16, "small_crops": 2},
+    "Rotation": {},
+    "DenoisingAutoencoder": {"width": 16},
+    "KMeans": {"k": 4},
+    "MAE": {"depth": 1, "width": 32},
+}
+VIT = {
+    "encoder": "vit_tiny_patch16_224",
+    "encoder_arguments": {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_method_keeps_the_contract(name: str) -> None:
+    check_method(
+        catalog.find(name), arguments=SMALL.get(name, {}), **(VIT if name == "MAE" else {})
+    )
+
+
+def test_kmeans_by_gradient_keeps_the_contract() -> None:
+    arguments = {"k": 4, "by": "sgd", "beta": 2.0}
+    check_method(catalog.find("KMeans"), arguments=arguments)
+
+
+class Good(Method):
+    """F(x, y) = ||z_x - z_y||^2, kept up by nothing: a contract kept, a method that collapses.
+
+    Args:
+        weight: of the energy.
+    """
+
+    cell = Cell("joint-embedding", "regularised", by="nothing")
+
+    def __init__(self, encoder, *, weight: float = 1.0) -> None:
+        super().__init__(encoder)
+        self.weight = weight
+
+    def plan(self) -> Plan:
+        return two_views(whole().main[0])
+
+    def energy(self, x: View, y: View) -> Tensor:
+        return (self.encoder(x.data) - self.encoder(y.data)).square().sum(1)
+
+    def loss(self, views: Views, progress: float) -> Loss:
+        x, y = views.need(2)
+        noise = torch.randn_like(x.data)
+        return Loss(pull={"energy": self.weight * self.energy(x.with_data(noise), y).mean()})
+
+
+def test_an_outsiders_method_passes() -> None:
+    check_method(Good)
+
+
+class HiddenCounter(Good):
+    """F(x, y) as in Good, with state that is not saved.
+
+    Args:
+        weight: of the energy.
+    """
+
+    def __init__(self, encoder, *, weight: float = 1.0) -> None:
+        super().__init__(encoder, weight=weight)
+        self.steps = 0
+
+    def loss(self, views: Views, progress: float) -> Loss:
+        self.steps += 1
+        loss = super().loss(views, progress)
+        return Loss(pull={name: part * self.steps for name, part in loss.pull.items()})
+
+
+class WrongEnergy(Good):
+    """F(x, y) as a single number, which is wrong.
+
+    Args:
+        weight: of the energy.
+    """
+
+    def energy(self, x: View, y: View) -> Tensor:
+        return super().energy(x, y).mean()
+
+
+class Unsteady(Good):
+    """F(x, y) as in Good, with noise nobody seeds.
+
+    Args:
+        weight: of the energy.
+    """
+
+    def __init__(self, encoder, *, weight: float = 1.0) -> None:
+        super().__init__(encoder, weight=weight)
+        self.own = torch.Generator()
+        self.own.seed()
+
+    def loss(self, views: Views, progress: float) -> Loss:
+        part = super().loss(views, progress).total * torch.rand((), generator=self.own)
+        return Loss(pull={"energy": part})
+
+
+class ChangesInEvaluation(Good):
+    """F(x, y) as in Good; counts even when it is only looked at.
+
+    Args:
+        weight: of the energy.
+    """
+
+    def __init__(self, encoder, *, weight: float = 1.0) -> None:
+        super().__init__(encoder, weight=weight)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def encode(self, data: Tensor) -> Tensor:
+        self.seen += 1
+        return super().encode(data)
+
+
+class IdleHead(Good):
+    """F(x, y) as in Good, with a head that nothing uses.
+
+    Args:
+        weight: of the energy.
+    """
+
+    def __init__(self, encoder, *, weight: float = 1.0) -> None:
+        super().__init__(encoder, weight=weight)
+        self.head = torch.nn.Linear(4, 4)
+
+
+class Undocumented(Good):
+    """F(x, y) as in Good, with an argument that the docstring leaves out."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        (HiddenCounter, "resuming changes the losses"),
+        (WrongEnergy, "not \\[b\\]"),
+        (Unsteady, "two equal runs differ"),
+        (ChangesInEvaluation, "changed in evaluation mode"),
+        (IdleHead, "gets no gradient"),
+        (Undocumented, "is not in the docstring"),
+    ],
+)
+def test_a_broken_method_is_found_out(kind: type[Method], complaint: str) -> None:
+    with pytest.raises(AssertionError, match=complaint):
+        check_method(kind)

@@ -1,0 +1,60 @@
+"""What importing costs and what it touches, each in a fresh process."""
+
+import subprocess
+import sys
+
+import pytest
+
+import erg
+
+
+def fresh(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("erg", ("torch", "numpy", "numba", "timm", "lightning_fabric")),
+        ("erg.cli", ("torch", "numpy", "numba", "timm", "lightning_fabric", "tyro", "rich")),
+        ("erg.commands.pretrain", ("torch", "numba", "timm", "lightning_fabric")),
+        ("erg.methods.simclr", ("numba", "lightning_fabric", "sklearn", "pyarrow")),
+        ("erg.catalog", ("numba", "lightning_fabric", "sklearn", "pyarrow")),
+        ("erg.report.build", ("torch", "numba", "timm", "lightning_fabric")),
+        ("erg.embeddings", ("torch", "numba", "timm", "lightning_fabric")),
+    ],
+)
+def test_what_an_import_leaves_alone(imported: str, absent: tuple[str, ...]) -> None:
+    found = fresh(
+        f"import sys; import {imported}; print([m for m in {absent!r} if m in sys.modules])"
+    )
+    assert found == "[]"
+
+
+def test_no_forbidden_dependency_is_required() -> None:
+    from importlib.metadata import requires
+
+    names = [line.split(">")[0].split("[")[0].strip() for line in requires("erg") or []]
+    assert "lightning" not in names
+    assert "lightning-fabric" in names
+
+
+def test_every_public_name_resolves() -> None:
+    assert sorted(erg.__all__) == erg.__all__
+    for name in erg.__all__:
+        assert getattr(erg, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = erg.nothing
+
+
+def test_importing_compiles_no_kernel() -> None:
+    code = (
+        "from erg.views import kernels, render\n"
+        "import numba\n"
+        "print(sum(len(f.signatures) for f in vars(kernels).values() "
+        "if isinstance(f, numba.core.registry.CPUDispatcher)))"
+    )
+    assert fresh(code) == "0"

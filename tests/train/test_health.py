@@ -1,0 +1,101 @@
+"""Health is seen, said in words, and changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from erg.data.loader import Loader
+from erg.train.checkpoint import state_hash
+from erg.train.fit import InMemory
+from erg.train.health import Health, Watched, energies, in_words
+from erg.train.run import Run
+from erg.views.plan import whole
+
+
+@pytest.fixture
+def watched() -> tuple[Run, Watched]:
+    random = np.random.default_rng(0)
+    images = InMemory(list(random.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)))
+    run = Run(method="SimCLR", encoder="conv", image_size=32)
+    encoder = run.build().encoder
+    loader = Loader(
+        images, np.arange(24), run.build().plan(), batch=8, seed=0, image_size=32,
+        mean=encoder.mean, std=encoder.std,
+    )  # fmt: skip
+    labels = np.arange(40) % 2
+    return run, Watched(loader, np.arange(24, 40), labels, torch.device("cpu"), None, 100)
+
+
+def test_looking_changes_nothing(watched) -> None:
+    run, what = watched
+    method = run.build().train()
+    method.projector.eval()  # a mode someone chose stays
+    before = state_hash(method)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    health = Health()
+    health.start(what)
+    seen = health.look(method, 0)
+    assert torch.equal(torch.rand(3), expected), "the generator of training moved"
+    assert state_hash(method) == before
+    assert method.training
+    assert not method.projector.training
+    assert set(seen) >= {"kind", "std", "rank", "auroc", "knn"}
+
+
+def test_the_same_look_twice_is_the_same(watched) -> None:
+    run, what = watched
+    method = run.build()
+    health = Health()
+    health.start(what)
+    assert health.look(method, 0) == health.look(method, 0)
+
+
+def test_when_it_looks(watched) -> None:
+    _, what = watched
+    health = Health(looks=4)
+    health.start(what)
+    assert [step for step in range(101) if health.due(step)] == [0, 25, 50, 75, 100]
+
+
+def test_a_constant_encoder_is_called_collapsed(watched) -> None:
+    run, what = watched
+    method = run.build()
+    health = Health()
+    health.start(what)
+    assert "warning" not in health.look(method, 0)
+    with torch.no_grad():
+        for name, p in method.encoder.named_parameters():
+            p.zero_()
+            if name.endswith("7.bias"):
+                p.fill_(1.0)
+    seen = health.look(method, 50)
+    assert seen["std"] == pytest.approx(0, abs=1e-6)
+    assert "Collapse" in seen["warning"]
+
+
+def test_words() -> None:
+    first = {"std": 0.5, "rank": 30.0, "auroc": 0.6}
+    assert in_words({"std": 0.6, "rank": 40.0, "auroc": 0.9}, first, 10) is None
+    assert "Collapse" in str(in_words({"std": 0.01, "rank": 5.0, "auroc": 0.5}, first, 10))
+    assert "Dimensional" in str(in_words({"std": 0.5, "rank": 1.2, "auroc": 0.5}, first, 10))
+    assert "finite" in str(in_words({"std": np.nan, "rank": 5.0, "auroc": 0.5}, first, 10))
+
+
+def test_energies_of_a_method_that_knows_the_answer() -> None:
+    """K-means whose prototypes are the images: F is 0 on them and large off them."""
+    random = np.random.default_rng(0)
+    images = InMemory(list(random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)))
+    method = Run(method="KMeans", method_args={"k": 8}, encoder="pixels", image_size=32).build()
+    loader = Loader(
+        images, np.arange(8), whole(), batch=8, seed=0, image_size=32,
+        mean=method.encoder.mean, std=method.encoder.std,
+    )  # fmt: skip
+    views = loader.make(np.arange(8), epoch=0)
+    with torch.no_grad():
+        method.prototypes.copy_(method.encoder(views.main[0].data))
+    matched, mismatched = energies(method, views, torch.device("cpu"), None)
+    assert matched.shape == (8,)
+    assert mismatched.shape == (16,)
+    assert matched.max() < 1e-2 < mismatched.min()

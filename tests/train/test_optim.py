@@ -1,0 +1,83 @@
+"""Optimisers against their formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from erg.train.optim import LARS, build_optimiser, groups
+from erg.train.run import Optimiser
+
+
+def test_lars_first_step_golden() -> None:
+    """Reference, section 0.2: p = (3, 4), g = (0.8, -0.6), wd 0.1, lr 1."""
+    p = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+    p.grad = torch.tensor([[0.8, -0.6]], dtype=torch.float64)
+    before = p.detach().clone()
+    LARS([p], lr=1.0, momentum=0.9, weight_decay=0.1).step()
+    moved = (before - p.detach())[0].tolist()
+    assert moved == pytest.approx([0.00491935, -0.00089443], abs=5e-9)
+
+
+def test_lars_momentum_and_exclusion_by_loops() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2).double()
+    optimiser = build_optimiser(Optimiser(name="lars", lr=0.5, weight_decay=0.01), layer)
+    assert optimiser is not None
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    v_weight, v_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    for step in range(4):
+        torch.manual_seed(step)
+        layer.weight.grad = torch.randn_like(layer.weight)
+        layer.bias.grad = torch.randn_like(layer.bias)
+        decayed = layer.weight.grad + 0.01 * weight
+        trust = 0.001 * weight.norm() / decayed.norm()
+        v_weight = 0.9 * v_weight + trust * decayed
+        v_bias = 0.9 * v_bias + layer.bias.grad
+        weight, bias = weight - 0.5 * v_weight, bias - 0.5 * v_bias
+        optimiser.step()
+    torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(layer.bias.detach(), bias, rtol=1e-12, atol=1e-14)
+
+
+def test_lars_with_zero_weights_takes_a_plain_step() -> None:
+    p = nn.Parameter(torch.zeros(2, 2))
+    p.grad = torch.ones(2, 2)
+    LARS([p], lr=0.1, weight_decay=0.1).step()
+    torch.testing.assert_close(p.detach(), torch.full((2, 2), -0.1))
+
+
+def test_groups_by_rule() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    module[0].weight.requires_grad_(False)
+    decayed, plain = groups(module, 0.3)
+    assert [p.shape for p in decayed["params"]] == [(2, 4)]
+    assert all(p.ndim == 1 for p in plain["params"])
+    assert len(plain["params"]) == 4
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+
+
+def test_nothing_to_train_is_no_optimiser() -> None:
+    assert build_optimiser(Optimiser(), nn.Linear(2, 2).requires_grad_(False)) is None
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_every_optimiser_lowers_a_quadratic(name: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 1)
+    lr = {"adamw": 0.05, "sgd": 0.05, "lars": 5.0}[name]
+    optimiser = build_optimiser(Optimiser(name=name, lr=lr, weight_decay=0.0), layer)
+    assert optimiser is not None
+    x, y = torch.randn(64, 4), torch.randn(64, 1)
+    losses = []
+    for _ in range(40):
+        loss = (layer(x) - y).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_unknown_optimiser() -> None:
+    with pytest.raises(ValueError, match="adamw, sgd or lars"):
+        Optimiser(name="adam")  # type: ignore[arg-type]
