@@ -275,7 +275,7 @@ def verdict(right: Right, kind: str) -> dict[str, Any]:
             continue
         gap = difference(mine, right[name][kind])
         value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
-        text = f"{name} by {value:+.1f} points ({low:+.1f} to {high:+.1f})"
+        text = f"{name} ({value:+.1f} points, {low:+.1f} to {high:+.1f})"
         (won if gap.low > 0 else lost).append(text)
     title = f"{TITLES[kind]} {100 * float(np.mean(mine)):.1f} %"
     if kind.startswith("recall"):

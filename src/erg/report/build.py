@@ -7,6 +7,7 @@ Jinja escapes them in the page, `_json` in the data, and the script writes them 
 
 import base64
 import json
+import math
 import os
 import secrets
 from collections import Counter
@@ -26,6 +27,7 @@ from erg.report.record import Curve, Map, Record, Sheet, ViewGrid, read_record
 
 ASSETS = Path(__file__).parent / "page"
 MAX_SHEET = 3_000_000  # bytes; larger sprite sheets are compressed harder, the page stays < 6 MB
+NOTHING = (math.nan,) * 3
 MAX_QUERIES, MAX_NEIGHBOURS, MAX_VIEWS, MAX_LABELS = 24, 12, 16, 24
 
 
@@ -104,14 +106,14 @@ def _scores(record: Record) -> dict[str, Any] | None:
     figures = []
     for kind in kinds:
         title, hint = words.METRICS[kind]
-        bars = [Bar(name, *row[kind]) for name, row in scores.rows.items() if kind in row]
+        bars = [Bar(name, *row.get(kind, NOTHING)) for name, row in scores.rows.items()]
         figures.append((title, hint, charts.bars(bars, label=title)))
     best = {k: max(row[k].value for row in scores.rows.values() if k in row) for k in kinds}
     table = [
         (
             name,
             [
-                (words.percent(s.value), words.interval(s), s.value == best[kind])
+                (charts.percent(s.value, 1), words.interval(s), s.value == best[kind])
                 if (s := row.get(kind)) is not None
                 else None
                 for kind in kinds
@@ -252,7 +254,8 @@ def _neighbours(record: Record) -> dict[str, Any] | None:
         chance = float(((sizes / sizes.sum()) ** 2).sum())
         told = (
             f"{sum(alike)} of the {len(alike)} neighbours shown share the label of their query "
-            f"({100 * sum(alike) / len(alike):.0f} %; by chance about {100 * chance:.0f} %)."
+            f"({charts.percent(sum(alike) / len(alike), 0)}; by chance "
+            f"about {charts.percent(chance, 0)})."
         )
     return {"panels": panels, "told": told}
 

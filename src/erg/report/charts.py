@@ -87,6 +87,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
+def percent(share: float, digits: int | None = None) -> str:
+    """A share as per cent, with as many digits as it has or as are asked for."""
+    text = f"{100 * share:g}" if digits is None else f"{100 * share:.{digits}f}"
+    return f"{text}\u00a0%"
+
+
 def thin(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> tuple[np.ndarray, np.ndarray]:
     """A long line as the smallest and the largest value of each bucket, in their order.
 
@@ -129,7 +135,7 @@ def lines(
     drawn = [s for s in drawn if len(s.x)]
     if not drawn:
         return Markup("")
-    names = [s.name for s in drawn] if len(drawn) > 1 or reference else []
+    names = [s.name for s in drawn] if len(drawn) > 1 else []
     legend, top = _legend(names + ([reference[0]] if reference else []), bool(reference))
     marks = [*marks, *_losses(series)]
     level = [] if reference is None else [reference[1]]
@@ -146,7 +152,7 @@ def lines(
     return _picture(label, _last_values(drawn), parts, frame.bottom + BELOW)
 
 
-def histograms(series: Sequence[tuple[str, np.ndarray]], *, label: str, bins: int = 40) -> Markup:
+def histograms(series: Sequence[tuple[str, np.ndarray]], *, label: str, bins: int = 32) -> Markup:
     """Overlaid histograms, each as a share of its own values, on common bins.
 
     Values beyond the half per cent at either end are counted in the outermost bins.
@@ -161,7 +167,7 @@ def histograms(series: Sequence[tuple[str, np.ndarray]], *, label: str, bins: in
     shares = [np.histogram(np.clip(v, low, high), edges)[0] / len(v) for _, v in finite]
     legend, top = _legend([name for name, _ in finite], False)
     frame = _Frame((low, high), (0.0, 1.08 * max(float(s.max()) for s in shares)), top)
-    parts = [legend, _axes(frame, "energy", percent=True)]
+    parts = [legend, _axes(frame, "energy", shares=True)]
     across = frame.across(edges)
     for i, ((name, _), share) in enumerate(zip(finite, shares, strict=True)):
         steps = "".join(
@@ -170,19 +176,22 @@ def histograms(series: Sequence[tuple[str, np.ndarray]], *, label: str, bins: in
         path = f"M{across[0]:.1f} {frame.bottom:.1f}{steps}V{frame.bottom:.1f}Z"
         parts.append(_tag("path", _title(name), class_=f"area s{i}", d=path))
     for k in range(bins):
-        told = [f"{n}: {s[k]:.1%}" for (n, _), s in zip(finite, shares, strict=True)]
+        told = [f"{n}: {percent(float(s[k]), 1)}" for (n, _), s in zip(finite, shares, strict=True)]
         text = "\n".join([f"energy {number(edges[k])} to {number(edges[k + 1])}", *told])
         parts.append(_strip(across[k], across[k + 1], frame, text))
     return _picture(label, "", parts, frame.bottom + BELOW)
 
 
 def bars(rows: Sequence[Bar], *, label: str) -> Markup:
-    """Horizontal bars with intervals; the first is ours and stands out."""
-    rows = [row for row in rows if all(math.isfinite(v) for v in row[1:])]
-    if not rows:
+    """Horizontal bars with intervals; the first is ours and stands out.
+
+    A row whose value is not finite keeps its place, as "not measured".
+    """
+    known = [row for row in rows if all(math.isfinite(v) for v in row[1:])]
+    if not known:
         return Markup("")
     left, right, height = 104, 52, 30
-    top = max(max(row.value, row.high) for row in rows)
+    top = max(max(row.value, row.high) for row in known)
     limit = min(1.0, max(1.05 * top, 0.02))
     scale = (WIDTH - left - right) / limit
     bottom = height * len(rows) + 6
@@ -191,26 +200,36 @@ def bars(rows: Sequence[Bar], *, label: str) -> Markup:
     for t in marks:
         x = left + t * scale
         parts.append(_tag("path", class_="grid", d=f"M{x:.1f} 2V{bottom}"))
-        parts.append(_text(f"{100 * t:g}%", x, bottom + 15, "tick", "middle"))
+        parts.append(_text(percent(t), x, bottom + 15, "tick", "middle"))
     for i, row in enumerate(rows):
         y = 4 + i * height
+        name = _text(_short(row.name, 15), left - 8, y + 14, "label", "end")
+        if row not in known:
+            parts.append(name + _text("not measured", left + 6, y + 14, "tick"))
+            continue
         end, low, high = (left + min(max(v, 0.0), limit) * scale for v in row[1:])
         caps = f"M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8"
         inner = [
-            _title(f"{row.name}: {row.value:.1%} ({row.low:.1%} to {row.high:.1%})"),
-            _text(_short(row.name, 15), left - 8, y + 14, "label", "end"),
+            _title(f"{row.name}: {_span(row)}"),
+            name,
             _tag("rect", class_="bar", x=left, y=y, width=max(end - left, 0.5), height=20, rx=2),
+            _tag("path", class_="halo", d=caps),
             _tag("path", class_="whisker", d=caps),
-            _text(f"{100 * row.value:.1f}%", max(high, end) + 6, y + 14, "value"),
+            _text(percent(row.value, 1), max(high, end) + 6, y + 14, "value"),
         ]
         parts.append(_tag("g", Markup("").join(inner), class_="ours" if i == 0 else "other"))
-    told = "; ".join(f"{row.name} {row.value:.1%}" for row in rows)
+    told = "; ".join(f"{row.name} {percent(row.value, 1)}" for row in known)
     return _picture(label, told, parts, bottom + 20)
 
 
 def _finite(series: Series) -> Series:
     fine = np.isfinite(series.y)
     return Series(series.name, series.x[fine], np.clip(series.y[fine], -HUGE, HUGE))
+
+
+def _span(row: Bar) -> str:
+    value, low, high = (percent(v, 1) for v in row[1:])
+    return f"{value} ({low} to {high})"
 
 
 def _losses(series: Sequence[Series]) -> list[tuple[float, str]]:
@@ -243,12 +262,12 @@ def _range_y(series: Sequence[Series], levels: Sequence[float]) -> tuple[float, 
     return (0.0 if 0 <= low < 0.4 * high else low - margin), high + margin
 
 
-def _axes(frame: _Frame, name: str, *, percent: bool = False) -> Markup:
+def _axes(frame: _Frame, name: str, *, shares: bool = False) -> Markup:
     parts: list[Markup] = []
-    marks = ticks(*frame.y, count=4)
+    marks = ticks(*frame.y, count=5)
     step = marks[1] - marks[0] if len(marks) > 1 else abs(frame.y[1] - frame.y[0])
     for t in marks:
-        text = f"{100 * t:g}%" if percent else tick_text(t, step)
+        text = percent(t) if shares else tick_text(t, step)
         y = float(frame.up(t))
         parts.append(_tag("path", class_="grid", d=f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"))
         parts.append(_text(text, LEFT - 6, y + 4, "tick", "end"))

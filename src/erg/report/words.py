@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from erg.report.charts import percent
 from erg.report.record import Interval, Manifest, Record, Scores
 
 METRICS = {
@@ -20,9 +21,9 @@ METRICS = {
                       "Measures invariance, not usefulness."),
 }  # fmt: skip
 BASELINES = {
-    "before training": "than the same encoder before training",
-    "PCA": "than principal components of the pixels",
-    "raw pixels": "than comparing raw pixels",
+    "before training": "against the same encoder before training",
+    "PCA": "against principal components of pixels",
+    "raw pixels": "against raw pixels",
 }
 HEALTH = {
     "std": ("Spread", "About 1 when directions are spread evenly, 0 when all images embed alike."),
@@ -61,7 +62,7 @@ class Gap:
     """How far the encoder is ahead of one baseline."""
 
     points: str
-    than: str
+    against: str
     told: str
     ahead: bool
 
@@ -156,17 +157,13 @@ def primary(scores: Scores) -> str | None:
 def _gaps(scores: Scores, kind: str) -> tuple[Gap, ...]:
     mine = scores.rows["encoder"][kind].value
     gaps: list[Gap] = []
-    for name, than in BASELINES.items():
+    for name, against in BASELINES.items():
         other = scores.rows.get(name, {}).get(kind)
         if other is not None:
             points = 100 * (mine - other.value)
-            told = f"{percent(mine)} against {percent(other.value)}"
-            gaps.append(Gap(f"{points:+.1f}".replace("-", "−"), than, told, points > 0))
+            told = f"{percent(mine, 1)} against {percent(other.value, 1)}"
+            gaps.append(Gap(f"{points:+.1f}".replace("-", "−"), against, told, points > 0))
     return tuple(gaps)
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def interval(value: Interval) -> str:
@@ -192,9 +189,13 @@ def run_facts(record: Record) -> list[tuple[str, str]]:
     fact("Data", short_path(str(run.get("data") or "")))
     steps, batch, images = run.get("steps"), run.get("batch"), _images(record)
     if isinstance(steps, int) and isinstance(batch, int):
-        passes = f", about {steps * batch / images:.1f} passes over the data" if images else ""
+        passes = f", about {_round(steps * batch / images)} passes over the data" if images else ""
         fact("Training", f"{steps:,} steps of {batch:,} images{passes}")
-    fact("Optimiser", plain({**_dict(run.get("optimiser")), "type": ""}).strip("() "))
+    optimiser = {k: v for k, v in _dict(run.get("optimiser")).items() if k not in ("type", "name")}
+    fact(
+        "Optimiser",
+        f"{_dict(run.get('optimiser')).get('name', '')}, {plain(optimiser)}".strip(", "),
+    )
     fact("Views", plain(run["plan"]) if run.get("plan") else "as the method asks")
     fact("Seed", run.get("seed"))
     fact("Time", _time(record))
@@ -202,6 +203,10 @@ def run_facts(record: Record) -> list[tuple[str, str]]:
     if speed is not None:
         fact("Speed", f"{np.nanmedian(speed.value):,.0f} images/s (median)")
     return facts
+
+
+def _round(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _time(record: Record) -> str:

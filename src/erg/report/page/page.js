@@ -128,7 +128,7 @@
       }
     } else {
       const grown = Math.pow(zoom / fit, 0.35);
-      makeDiscs(Math.min(6, Math.max(1.6, 60 / Math.sqrt(count + 50)) * grown) * ratio);
+      makeDiscs(Math.min(6, Math.max(1.6, 100 / Math.sqrt(count + 50)) * grown) * ratio);
       pen.globalAlpha = 0.82;
       for (const i of inSight) {
         const disc = discs[groups[i]];
