@@ -177,7 +177,7 @@ class VectorMLP(Encoder):
             layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
         self.network = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
 
-    def forward(self, data: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    def forward(self, data: Float[Tensor, "b features"]) -> Float[Tensor, "b d"]:
         return self.network(data)
 
 

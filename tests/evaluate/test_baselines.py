@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -47,7 +48,7 @@ def test_small_images_stay_as_they_are() -> None:
 def test_components_are_those_of_scikit_learn(n: int, p: int) -> None:
     train, test = decaying(n, p), decaying(50, p, seed=1)
     pca = PCA.fit(train, 8)
-    other = decomposition.PCA(8, svd_solver="full").fit(train.astype(np.float64))
+    other: Any = decomposition.PCA(8, svd_solver="full").fit(train.astype(np.float64))
     sign = np.sign((pca.components * other.components_).sum(axis=1))
     np.testing.assert_allclose(pca.components * sign[:, None], other.components_, atol=1e-4)
     projected = pca(test)

@@ -34,6 +34,15 @@ def test_rankme_of_known_singular_values() -> None:
     assert rankme(7 * features) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)])
+def test_ranks_are_those_of_a_singular_value_decomposition(shape: tuple[int, int]) -> None:
+    features = np.random.default_rng(5).normal(size=shape) * np.logspace(0, -4, shape[1])
+    for centre, value in ((0, rankme(features)), (features.mean(axis=0), effective_rank(features))):
+        sigma = np.linalg.svd(features - centre, compute_uv=False)
+        p = sigma[sigma > 1e-6 * sigma[0]] / sigma.sum()
+        assert value == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+
+
 def test_rankme_keeps_the_mean_and_effective_rank_does_not() -> None:
     cross = np.concatenate([np.eye(6), -np.eye(6)])
     moved = cross + 100

@@ -49,7 +49,7 @@ def test_the_same_version_finds_itself_unless_it_has_a_duplicate() -> None:
 
 
 def test_an_encoder_that_maps_everything_to_one_point_finds_nothing() -> None:
-    point = np.tile(np.float32([0.3, -0.7, 0.2]), (50, 1))
+    point = np.tile(np.array([0.3, -0.7, 0.2], dtype=np.float32), (50, 1))
     assert recall_at_1(point, point).sum() <= 1
     assert not recall_at_1(np.zeros((50, 3)), np.zeros((50, 3))).any()
 

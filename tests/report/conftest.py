@@ -48,6 +48,30 @@ def run_folder(make_run: Callable[..., Path]) -> Path:
     return make_run()
 
 
+@pytest.fixture
+def payloads() -> tuple[str, ...]:
+    """Names that attack a page that takes them for markup, script or template."""
+    return PAYLOADS
+
+
+@pytest.fixture
+def hostile(make_run: Callable[..., Path]) -> Path:
+    """A run whose names, labels, reasons and scores all attack the page."""
+    names = [*PAYLOADS, *PAYLOADS]
+    run = make_run(names=names, labels=names, method=PAYLOADS[0], data=PAYLOADS[1])
+    scores = json.loads((run / "scores.json").read_text())
+    scores["verdict"]["text"] = PAYLOADS[0]
+    scores["split"] = scores["label"] = scores["test"] = PAYLOADS[3]
+    scores["rows"][1]["name"] = PAYLOADS[1]
+    (run / "scores.json").write_text(json.dumps(scores))
+    with (run / "events.jsonl").open("a") as events:
+        bad = {"step": 401, "kind": "step", "pull": {PAYLOADS[0]: 1.0}, "loss": float("nan")}
+        events.write(json.dumps(bad) + "\n")
+        worse = {"step": 401, "kind": "health", "std": 0, "warning": PAYLOADS[0]}
+        events.write(json.dumps(worse) + "\n")
+    return run
+
+
 def write_run(
     folder: Path,
     *,
@@ -159,8 +183,8 @@ def scores(label: bool) -> dict[str, Any]:
         {
             "name": name,
             "scores": {
-                kind: {"value": v + 0.02 * k, "low": v + 0.02 * k - 0.01, "high": v + 0.02 * k + 0.01}
-                for k, kind in enumerate(kinds)
+                kind: {"value": v + k, "low": v + k - 0.01, "high": v + k + 0.01}
+                for k, kind in zip((0.0, 0.02, 0.04), kinds, strict=False)
                 if not (kind == "linear" and name == "raw pixels")
             },
         }

@@ -80,7 +80,17 @@ def test_words() -> None:
     assert in_words({"std": 0.6, "rank": 40.0, "auroc": 0.9}, first, 10) is None
     assert "Collapse" in str(in_words({"std": 0.01, "rank": 5.0, "auroc": 0.5}, first, 10))
     assert "Dimensional" in str(in_words({"std": 0.5, "rank": 1.2, "auroc": 0.5}, first, 10))
-    assert "finite" in str(in_words({"std": np.nan, "rank": 5.0, "auroc": 0.5}, first, 10))
+
+
+def test_an_encoder_gone_bad_is_said_and_looking_goes_on(watched) -> None:
+    run, what = watched
+    method = run.build()
+    health = Health()
+    health.start(what)
+    health.look(method, 0)
+    with torch.no_grad():
+        next(method.encoder.parameters()).fill_(float("nan"))
+    assert "no longer finite" in health.look(method, 8)["warning"]
 
 
 def test_energies_of_a_method_that_knows_the_answer() -> None:

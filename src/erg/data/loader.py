@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from erg.views.random import permutation
 from erg.views.types import View, Views
 
 
+@runtime_checkable
 class Images(Protocol):
     """Where images come from: a cache, or a stream that decodes on the fly."""
 

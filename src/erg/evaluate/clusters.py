@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from erg.embeddings import unit
 
 FULL_WORK = 2e9
-"""n * k * d above which k-means works on mini-batches: quicker, but less often the best clusters."""
+"""n * k * d above which k-means works on mini-batches: quicker, seldom the best clusters."""
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """
     run = Path(run)
     target = run / "report.html" if out is None else Path(out)
-    # Names may hold what UTF-8 cannot (undecodable bytes of old file systems): shown as "?".
-    page = render(read_record(run)).encode("utf-8", errors="replace")
+    # Names may hold what HTML and UTF-8 cannot (NUL, undecodable bytes of old file systems).
+    page = render(read_record(run)).replace("\0", "\ufffd").encode("utf-8", errors="replace")
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with partial.open("wb") as file:

@@ -53,12 +53,12 @@ class _Frame(NamedTuple):
     def across(self, values: np.ndarray | float) -> np.ndarray:
         low, high = self.x
         share = (np.asarray(values, float) - low) / (high - low)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        return np.asarray(LEFT + share * (WIDTH - LEFT - RIGHT))
 
     def up(self, values: np.ndarray | float) -> np.ndarray:
         low, high = self.y
         share = (np.clip(np.asarray(values, float), low, high) - low) / (high - low)
-        return self.bottom - share * (self.bottom - self.top)
+        return np.asarray(self.bottom - share * (self.bottom - self.top))
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -102,6 +102,10 @@ class RunFolder:
         lines = _lines(self._timing)
         return float(lines[-1].get("seconds", 0.0)) if lines else 0.0
 
+    def first(self, kind: str) -> dict[str, Any] | None:
+        """The first event of a kind."""
+        return next((line for line in _lines(self._events) if line.get("kind") == kind), None)
+
     def truncate(self, step: int) -> None:
         """Forget what happened after a step: a resumed run goes through it again."""
         for file in (self._events, self._timing):

@@ -6,7 +6,7 @@ Looking changes nothing: evaluation mode, no gradients, no buffers, no generator
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ HELD_EPOCH = 1 << 40
 """Held-out views are drawn as of this epoch, which training never reaches."""
 
 
+NOT_FINITE = "Embeddings or energies are no longer finite. Lower the learning rate."
+
+
 @dataclass(frozen=True)
 class Watched:
     """What an observer may look at.
@@ -35,6 +38,7 @@ class Watched:
         device: where the method is.
         autocast: half-precision type training computes in.
         steps: of the whole run.
+        before: what was seen before the first step, if that was in an earlier sitting.
     """
 
     loader: Loader
@@ -43,8 +47,10 @@ class Watched:
     device: torch.device
     autocast: torch.dtype | None
     steps: int
+    before: dict[str, Any] | None = None
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Something that watches training; it must not change it."""
 
@@ -75,7 +81,7 @@ class Health:
         self.first: dict[str, Any] | None = None
 
     def start(self, watched: Watched) -> None:
-        self.watched = watched
+        self.watched, self.first = watched, watched.before
         self.every = max(1, watched.steps // self.looks)
 
     def due(self, step: int) -> bool:
@@ -86,11 +92,14 @@ class Health:
         if len(w.held) < 4:
             return {"kind": "health"}
         vectors = self.vectors(method)
+        matched, mismatched = energies(method, self.held_views(), w.device, w.autocast)
+        if not all(np.isfinite(found).all() for found in (vectors, matched, mismatched)):
+            return {"kind": "health", "warning": NOT_FINITE}
         seen: dict[str, Any] = {
             "kind": "health",
             "std": round(spread(vectors), 5),
             "rank": round(effective_rank(vectors), 3),
-            "auroc": round(auroc(*energies(method, self.held_views(), w.device, w.autocast)), 4),
+            "auroc": round(auroc(matched, mismatched), 4),
         }
         if w.labels is not None:
             labels = w.labels[w.held]
@@ -160,8 +169,6 @@ def in_words(seen: dict[str, Any], first: dict[str, Any] | None, step: int) -> s
     Spread is about 1 for directions spread evenly and 0 where all images embed alike; it is
     judged against the encoder before training too, since scales differ between encoders.
     """
-    if not np.isfinite([seen["std"], seen["rank"], seen["auroc"]]).all():
-        return "Embeddings or energies are no longer finite. Lower the learning rate."
     start = first["std"] if first else 1.0
     if seen["std"] < 0.02 and seen["std"] < 0.5 * start:
         return (

@@ -227,8 +227,9 @@ def train(
     if writes:
         folder.truncate(done if restored else -1)
     watched = Watched(
-        loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps
-    )
+        loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps,
+        before=folder.first("health"),
+    )  # fmt: skip
     for observer in observers:
         observer.start(watched)
     if done == 0:

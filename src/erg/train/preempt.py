@@ -3,7 +3,6 @@
 import signal
 import threading
 from types import FrameType
-from typing import Self
 
 STOPPED, INTERRUPTED = 75, 130
 """Exit codes: preempted and resumable (EX_TEMPFAIL); Ctrl-C."""
@@ -32,7 +31,7 @@ class Watch:
         self.code = 0
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Watch":
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
                 number = getattr(signal, name, None)

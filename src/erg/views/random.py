@@ -11,6 +11,7 @@ words never collide at the same place of the chain.
 """
 
 from enum import IntEnum, unique
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
@@ -53,7 +54,7 @@ def _as_uint64(word: Word) -> np.ndarray:
     return array.astype(np.uint64)
 
 
-def _mix(h: np.ndarray) -> np.ndarray:
+def _mix(h: Any) -> Any:
     h = (h ^ (h >> np.uint64(30))) * _FIRST
     h = (h ^ (h >> np.uint64(27))) * _SECOND
     return h ^ (h >> np.uint64(31))

@@ -5,7 +5,7 @@ Letters in shapes: b batch, c channels, h w pixels, n tokens, k target blocks, d
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -118,19 +118,19 @@ class View:
         std = torch.tensor(self.std, dtype=self.data.dtype, device=self.data.device)
         return self.data * std.view(shape) + mean.view(shape)
 
-    def with_data(self, data: Tensor) -> Self:
+    def with_data(self, data: Tensor) -> "View":
         """The same view of other data: How, Mask and scale are kept."""
         return replace(self, data=data)
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> "View":
         """Move to a device; a dtype is applied to floating-point data only."""
         return _map_tensors(self, lambda t: _move(t, *args, **kwargs))
 
-    def roll(self, shift: int) -> Self:
+    def roll(self, shift: int) -> "View":
         """Item i becomes item i - shift (cyclically), with its How and Mask."""
         return _map_tensors(self, lambda t: t.roll(shift, dims=0))
 
-    def take(self, index: Int[Tensor, " m"] | slice) -> Self:
+    def take(self, index: Int[Tensor, " m"] | slice) -> "View":
         """Some items of the batch."""
         return _map_tensors(self, lambda t: t[index])
 

@@ -10,7 +10,7 @@
   const legend = document.getElementById("map-legend");
   const spoken = document.getElementById("map-spoken");
   const OWN = map.classes.length > 12 ? 11 : map.classes.length; // classes with their own colour
-  const PICTURES = 90; // so few points in sight are drawn as their pictures
+  const PICTURES = 140; // so few points in sight are drawn as their pictures
   const count = map.x.length;
 
   const sprite = new Image();

@@ -1,0 +1,45 @@
+"""The default recipe: sensible for every size of data, and said is said."""
+
+import pytest
+
+from erg.recipes.default import Seen, default
+
+
+@pytest.mark.parametrize("images", [5, 40, 700, 50_000, 5_000_000])
+@pytest.mark.parametrize("side", [28, 128, 3000])
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_every_size_of_data_gets_a_run(images: int, side: int, accelerator: bool) -> None:
+    run, why = default(Seen(images, side, accelerator))
+    assert 1 <= run.batch <= max(16, images)
+    assert run.batch * 8 <= max(128, images)
+    assert run.steps >= 1
+    assert all(len(line) <= 120 for line in why)
+    for choice in ("method", "encoder", "image size", "batch", "epochs", "learning rate"):
+        assert any(choice in line for line in why), f"the reason for the {choice} is missing"
+
+
+def test_what_is_said_is_taken_and_not_explained() -> None:
+    run, why = default(
+        Seen(1000, 64, False), method="BYOL", encoder="conv", image_size=40, batch=10, epochs=3,
+        lr=0.5, seed=9, init=None,
+    )  # fmt: skip
+    assert (run.method, run.encoder, run.image_size, run.batch) == ("BYOL", "conv", 40, 10)
+    assert run.optimiser.lr == 0.5
+    assert run.seed == 9
+    assert run.steps == 3 * 95
+    assert why == []
+
+
+def test_the_chosen_encoders_can_be_built_and_suit_their_method() -> None:
+    for method in ("MAE", "KMeans", "SimCLR"):
+        run, _ = default(Seen(500, 32, False), method=method)
+        built = run.build()
+        assert built.encoder.image_size == run.image_size
+        assert built.plan().main
+        if method != "KMeans":
+            assert built.encoder.exportable
+
+
+def test_vectors_get_k_means_on_the_vectors_themselves() -> None:
+    run, _ = default(Seen(500, 1, False, vectors=7))
+    assert (run.method, run.encoder, run.image_size) == ("KMeans", "identity", 7)

@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import pytest
+
+from erg.report import words
+from erg.report.record import Record, Scores, read_record
+from erg.report.words import shared, short_path
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("a/b/c/d.png", "a/b/c/d.png"),
+        ("/home/anna/photos/2024/cat.png", "…/2024/cat.png"),
+        ("/home/anna/photos", "~/photos"),
+        ("/home/anna", "~"),
+        ("/home/anna smith/my photos/x y.png", "~/my photos/x y.png"),
+        ("/Users/anna/a/b/c", "…/b/c"),
+        ("/root/x", "~/x"),
+        ("/data/imagenet", "/data/imagenet"),
+        ("/mnt/disk/project/photos/train", "…/photos/train"),
+        ("C:\\Users\\Anna Smith\\Pictures\\cats", "~/Pictures/cats"),
+        ("D:\\work\\secret\\cats\\train", "…/cats/train"),
+        ("file:///home/anna/x.png", "~/x.png"),
+        ("s3://key:secret@bucket/x", "s3://bucket/x"),
+        ("/", "/"),
+        ("", ""),
+        ("</script>", "</script>"),
+        ("javascript:alert(1)", "javascript:alert(1)"),
+    ],
+)
+def test_short_path(path: str, short: str) -> None:
+    assert short_path(path) == short
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cannot open '/home/anna smith/x y/z.png': no", "cannot open '~/x y/z.png': no"),
+        ("cannot open /home/anna/x.png: no", "cannot open ~/x.png: no"),
+        ("data='/home/anna/a/b/c',", "data='…/b/c',"),
+        ("local-dir:/home/anna/enc", "local-dir:~/enc"),
+        ("read C:\\Users\\Anna Smith\\x.png", "read ~/x.png"),
+        ("see file:///home/anna/x", "see ~/x"),
+        ("see https://example.org/a/b/c", "see https://example.org/a/b/c"),
+        ("80 / 20 by content, 1/2 or a/b/c", "80 / 20 by content, 1/2 or a/b/c"),
+        ("</script>", "</script>"),
+    ],
+)
+def test_paths_inside_text_are_shortened(text: str, told: str) -> None:
+    assert shared(text) == told
+
+
+def scored(record: Record, better: bool | None, text: str, primary: str = "knn20") -> Record:
+    old = record.scores
+    assert old is not None
+    changed = Scores(**{**vars(old), "better": better, "text": text, "primary": primary})
+    return Record(**{**vars(record), "scores": changed})
+
+
+def test_verdict_in_plain_words(run_folder: Path) -> None:
+    record = read_record(run_folder)
+    found = words.verdict(record)
+    assert found.headline == "Worth it"
+    assert found.lead.startswith("20-NN accuracy 51.2 %, better than")
+    assert [gap.points for gap in found.gaps] == ["+18.1", "+12.5", "+15.8"]
+    assert found.gaps[0].told == "51.2\u00a0% against 33.1\u00a0%"
+    worse = words.verdict(scored(record, False, "Not worth it: no better than PCA."))
+    assert (worse.headline, worse.lead) == ("Not worth it", "No better than PCA.")
+    unsure = words.verdict(scored(record, False, "Not clearly worth it: it depends."))
+    assert unsure.headline == "Not clearly worth it"
+    other = words.verdict(scored(record, False, "Some words: of another kind."))
+    assert (other.headline, other.lead) == ("Not worth it", "Some words: of another kind.")
+    linear = words.verdict(scored(record, None, "", "linear"))
+    assert [gap.points for gap in linear.gaps] == ["+18.1", "+12.5"]
+    assert (linear.headline, linear.score) == ("Worth it", "Linear probe")
+
+
+def test_a_lower_score_is_said_to_be_lower(run_folder: Path) -> None:
+    record = read_record(run_folder)
+    assert record.scores is not None
+    rows = dict(record.scores.rows)
+    rows["encoder"], rows["PCA"] = rows["PCA"], rows["encoder"]
+    changed = Scores(**{**vars(record.scores), "rows": rows, "better": None, "text": ""})
+    found = words.verdict(Record(**{**vars(record), "scores": changed}))
+    assert found.headline == "Not worth it"
+    assert [(gap.points, gap.ahead) for gap in found.gaps][1] == ("−12.5", False)
+
+
+def test_without_scores_nothing_is_claimed(run_folder: Path) -> None:
+    (run_folder / "scores.json").unlink()
+    found = words.verdict(read_record(run_folder))
+    assert found.headline == "Not judged yet"
+    assert "not been evaluated" in found.lead
+
+
+def test_what_was_run(run_folder: Path) -> None:
+    facts = dict(words.run_facts(read_record(run_folder)))
+    assert facts["Method"] == "SimCLR (temperature 0.5, width Linear (start 1, end 2))"
+    assert facts["Data"] == "…/birds/2024"
+    assert facts["Training"] == "400 steps of 256 images, about 1,707 passes over the data"
+    assert facts["Optimiser"] == "adamw, lr 0.001, weight_decay 0.0001"
+    assert facts["Time"] == "2 minutes"
+    assert facts["Speed"] == "828 images/s (median)"
+
+
+def test_the_environment_tells_no_secrets(run_folder: Path) -> None:
+    found = words.environment(read_record(run_folder).run)
+    assert found == [("python", "3.11.7"), ("torch", "2.14.1")]
+    run = {"environment": {"hostname": "h", "user": "anna", "API_KEY": "k", "tmp": "/home/anna/t"}}
+    assert words.environment(run) == [("tmp", "~/t")]
+
+
+def test_warnings_of_one_kind_are_told_once() -> None:
+    texts = [
+        "Collapse: spread 0.01.",
+        "Collapse: spread 0.005.",
+        "Rank: 1.2.",
+        "Collapse: spread 0.",
+    ]
+    record = Record(folder=Path(), run={}, warnings=tuple(enumerate(texts)))
+    assert words.warnings(record) == [
+        ("Steps 0 to 1", "Collapse: spread 0.005."),
+        ("Step 2", "Rank: 1.2."),
+        ("Step 3", "Collapse: spread 0."),
+    ]
+
+
+def test_python_is_what_the_run_says(run_folder: Path) -> None:
+    run = read_record(run_folder).run
+    text = words.python(run)
+    compile(text, "report", "exec")
+    assert "erg.Linear(start=1, end=2)" in text
+    assert "optimiser=erg.Optimiser(name='adamw', lr=0.001, weight_decay=0.0001)" in text
+    assert "anna" not in text
+    assert words.python({**run, "python": "erg.fit(erg.Run())"}) == "erg.fit(erg.Run())"
+    infinite = words.python({"plan": {"type": "float", "value": "inf"}})
+    assert "plan=float('inf')" in infinite
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(16.4, "16 seconds"), (600, "10 minutes"), (12_000, "3 h 20 min")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
