@@ -49,7 +49,7 @@ install_import_hook(
 # A fixed number, since the order of sums, and with it the last bits, depends on how many threads
 # share them. Two, since that is what the machines of CI have; the tensors of tests are so small
 # that more threads would only wait for each other.
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

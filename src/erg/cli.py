@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is known, so that `erg --help` answer
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -73,6 +74,8 @@ def _guarded(name: str, rest: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        from erg.train.launch import leave
+
         code = _code(error)
         if code is None:
             print(
@@ -81,8 +84,9 @@ def _guarded(name: str, rest: list[str], debug: bool) -> int:
                 file=sys.stderr,
             )
             return 1
-        print(f"erg: {_one_line(error)}", file=sys.stderr)
-        return code
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"erg: {_one_line(error)}", file=sys.stderr)
+        return leave(code)
 
 
 def _code(error: Exception) -> int | None:

@@ -205,7 +205,7 @@ def check_deterministic(bench: Bench) -> None:
 
 
 def check_resume(bench: Bench) -> None:
-    """State dictionaries hold everything: a run continued from them equals one that never stopped."""
+    """State dictionaries hold everything: a run continued from them equals one never stopped."""
     method = _started(bench)
     optimiser = build_optimiser(Optimiser(), method)
     _steps(bench, method, optimiser, 0, 2)

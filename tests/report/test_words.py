@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from erg.report import words
-from erg.report.record import Record, Scores, read_record
+from erg.report.record import Interval, Record, Scores, read_record
 from erg.report.words import shared, short_path
 
 
@@ -66,6 +66,7 @@ def test_verdict_in_plain_words(run_folder: Path) -> None:
     assert [gap.points for gap in found.gaps] == ["+18.1", "+12.5", "+15.8"]
     assert found.gaps[0].told == "51.2\u00a0% against 33.1\u00a0%"
     worse = words.verdict(scored(record, False, "Not worth it: no better than PCA."))
+    assert {gap.kind for gap in found.gaps} == {"ahead"}
     assert (worse.headline, worse.lead) == ("Not worth it", "No better than PCA.")
     unsure = words.verdict(scored(record, False, "Not clearly worth it: it depends."))
     assert unsure.headline == "Not clearly worth it"
@@ -84,7 +85,26 @@ def test_a_lower_score_is_said_to_be_lower(run_folder: Path) -> None:
     changed = Scores(**{**vars(record.scores), "rows": rows, "better": None, "text": ""})
     found = words.verdict(Record(**{**vars(record), "scores": changed}))
     assert found.headline == "Not worth it"
-    assert [(gap.points, gap.ahead) for gap in found.gaps][1] == ("−12.5", False)
+    assert [(gap.points, gap.kind) for gap in found.gaps][1] == ("−12.5", "behind")
+
+
+@pytest.mark.parametrize(
+    ("value", "better", "kind"),
+    [
+        (0.60, False, "ahead"), (0.45, False, "unsure"), (0.40, False, "unsure"),
+        (0.30, False, "behind"), (0.45, True, "ahead"), (0.40, True, "unsure"),
+    ],
+)  # fmt: skip
+def test_a_gap_is_clear_or_unsure(run_folder: Path, value: float, better: bool, kind: str) -> None:
+    record = read_record(run_folder)
+    assert record.scores is not None
+    rows = {
+        "encoder": {"knn20": Interval(value, value - 0.05, value + 0.05)},
+        "PCA": {"knn20": Interval(0.42, 0.38, 0.46)},
+    }
+    changed = Scores(**{**vars(record.scores), "rows": rows, "better": better})
+    (gap,) = words.verdict(Record(**{**vars(record), "scores": changed})).gaps
+    assert gap.kind == kind
 
 
 def test_without_scores_nothing_is_claimed(run_folder: Path) -> None:
@@ -134,6 +154,9 @@ def test_python_is_what_the_run_says(run_folder: Path) -> None:
     assert "optimiser=erg.Optimiser(name='adamw', lr=0.001, weight_decay=0.0001)" in text
     assert "anna" not in text
     assert words.python({**run, "python": "erg.fit(erg.Run())"}) == "erg.fit(erg.Run())"
+    long = {"optimiser": {"type": "Optimiser", **{f"number_{i}": i for i in range(9)}}}
+    compile(words.python(long), "report", "exec")
+    assert max(map(len, words.python(long).splitlines())) < 60
     infinite = words.python({"plan": {"type": "float", "value": "inf"}})
     assert "plan=float('inf')" in infinite
 

@@ -57,28 +57,29 @@ def print_scores(scores: dict[str, Any]) -> None:
     from erg.commands.show import console, tell
 
     kinds = list(dict.fromkeys(kind for row in scores["rows"] for kind in row["scores"]))
-    table = Table(title=f"{scores['n_test']} test images, {scores['split']}", title_justify="left")
+    title = f"{scores['n_test']} test images, {scores['split']}"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for kind in kinds:
-        table.add_column(TITLES.get(kind, kind), justify="right")
+        table.add_column(TITLES[kind], justify="right")
     for row in scores["rows"]:
-        cells = []
-        for kind in kinds:
-            s = row["scores"].get(kind)
-            cells.append(
-                f"{100 * s['value']:.1f} ({100 * s['low']:.1f} to {100 * s['high']:.1f})"
-                if s
-                else ""
-            )
-        table.add_row(Text(row["name"]), *cells)
+        found = [row["scores"].get(kind) for kind in kinds]
+        table.add_row(Text(row["name"]), *(_percent(score) for score in found))
     console.print(table)
     clusters = scores.get("clusters")
     if clusters:
-        tell(
-            f"k-means with k = {clusters['k']}: NMI {clusters['nmi']:.3f}, ARI {clusters['ari']:.3f}"
-        )
+        agreement = f"NMI {clusters['nmi']:.3f}, ARI {clusters['ari']:.3f}"
+        tell(f"k-means with k = {clusters['k']}: {agreement}")
     tell(
         f"RankMe {scores['rankme']:.1f}, alignment {scores['alignment']:.3f}, "
         f"uniformity {scores['uniformity']:.3f}"
     )
     tell(scores["verdict"]["text"])
+
+
+def _percent(score: dict[str, float] | None) -> str:
+    """Value and interval in percent; nothing where a score is missing."""
+    if score is None:
+        return ""
+    value, low, high = (100 * score[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"

@@ -13,10 +13,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from erg.views.render import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import Plan
 from erg.views.random import permutation
+from erg.views.render import make_views
 from erg.views.types import View, Views
 
 

@@ -123,14 +123,8 @@ def _encoder(
         return "resnet18", {}, "encoder resnet18: its public weights are the starting point."
     if seen.accelerator and seen.side >= 64:
         return "resnet50", {}, "encoder resnet50: there is a GPU."
-    return (
-        "resnet18",
-        SMALL_RESNET,
-        (
-            "encoder resnet18, one block a stage, half width (1.2 M parameters): fast on a CPU, and "
-            "timm can build it."
-        ),
-    )
+    why = "encoder resnet18 with one block a stage and half the width, 1.2 M parameters: fast."
+    return "resnet18", SMALL_RESNET, why
 
 
 def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
@@ -143,7 +137,7 @@ def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
         return size, f"image size {size}: images of {seen.side} pixels, enlarged for the stem."
     if seen.accelerator:
         return 224, "image size 224: there is a GPU."
-    return 96, "image size 96: on a CPU; --image-size 224 shows more, slower."
+    return 96, "image size 96: on a CPU; 224 shows more, slower."
 
 
 def _batch(seen: Seen) -> int:

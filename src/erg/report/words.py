@@ -64,7 +64,7 @@ class Gap:
     points: str
     against: str
     told: str
-    ahead: bool
+    kind: str  # ahead, behind, or unsure
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ def verdict(record: Record) -> Verdict:
     kind = primary(scores)
     if kind is None:
         return Verdict("Not judged yet", "The encoder itself has no score.", "", ())
-    gaps = _gaps(scores, kind)
     better = scores.better
+    gaps = _gaps(scores, kind)
     if better is None:
-        better = bool(gaps) and all(gap.ahead for gap in gaps)
+        better = bool(gaps) and all(gap.kind == "ahead" for gap in gaps)
     headline = "Worth it" if better else "Not worth it"
     lead = shared(scores.text)
     first, found, rest = lead.partition(": ")
@@ -155,14 +155,20 @@ def primary(scores: Scores) -> str | None:
 
 
 def _gaps(scores: Scores, kind: str) -> tuple[Gap, ...]:
-    mine = scores.rows["encoder"][kind].value
+    """Gaps to every baseline; clear where the verdict says so or the intervals are apart.
+
+    The verdict knows the paired differences, which are surer than two intervals side by side.
+    """
+    mine = scores.rows["encoder"][kind]
     gaps: list[Gap] = []
     for name, against in BASELINES.items():
         other = scores.rows.get(name, {}).get(kind)
         if other is not None:
-            points = 100 * (mine - other.value)
-            told = f"{percent(mine, 1)} against {percent(other.value, 1)}"
-            gaps.append(Gap(f"{points:+.1f}".replace("-", "−"), against, told, points > 0))
+            points = 100 * (mine.value - other.value)
+            told = f"{percent(mine.value, 1)} against {percent(other.value, 1)}"
+            ahead = mine.low > other.high or (bool(scores.better) and points > 0)
+            how = "ahead" if ahead else "behind" if mine.high < other.low else "unsure"
+            gaps.append(Gap(f"{points:+.1f}".replace("-", "−"), against, told, how))
     return tuple(gaps)
 
 
@@ -268,16 +274,21 @@ def python(run: dict[str, Any]) -> str:
         return shared(str(run["python"]))
     skipped = ("format", "environment", "minutes", "python")
     given = {k: v for k, v in run.items() if k not in skipped and v not in (None, "", {}, [])}
-    lines = "".join(f"    {name}={_literal(value)},\n" for name, value in given.items())
-    return shared(f"import erg\n\nrun = erg.Run(\n{lines})\nerg.fit(run)")
+    lines = "".join(f"    {name}={_literal(value, 80)},\n" for name, value in given.items())
+    data = "" if run.get("data") else ", images"
+    return shared(f"import erg\n\nrun = erg.Run(\n{lines})\nerg.fit(run{data})")
 
 
-def _literal(value: Any) -> str:
+def _literal(value: Any, width: int = 10**9) -> str:
+    """A value as Python; data types of more than so many characters over several lines."""
     if isinstance(value, dict) and value.get("type") == "float":
         return f"float({value.get('value')!r})"
     if isinstance(value, dict) and "type" in value:
-        inner = ", ".join(f"{k}={_literal(v)}" for k, v in value.items() if k != "type")
-        return f"erg.{value['type']}({inner})"
+        inner = [f"{k}={_literal(v)}" for k, v in value.items() if k != "type"]
+        line = f"erg.{value['type']}({', '.join(inner)})"
+        if len(line) <= width:
+            return line
+        return f"erg.{value['type']}(\n        " + ",\n        ".join(inner) + ",\n    )"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):

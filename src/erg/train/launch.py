@@ -1,9 +1,15 @@
 """Several processes on this machine, started through torch.distributed.run."""
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+
+MARKER = "ERG_EXIT_CODE_FILE"
+"""Environment variable: where a worker writes the exit code of the command."""
 
 
 def in_group() -> bool:
@@ -35,5 +41,32 @@ def relaunch(arguments: Sequence[str], devices: int, nodes: int = 1) -> int:
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={devices}", "-m", "erg.cli", *arguments,
     ]  # fmt: skip
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    return subprocess.run(command, env=environment, check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        marker = Path(folder) / "code"
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, MARKER: str(marker)}
+        group = subprocess.Popen(command, env=environment)
+        forwarded = [
+            (number, signal.signal(number, lambda n, _: group.send_signal(n)))
+            for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
+        ]
+        # Ctrl-C reaches every process of the terminal by itself: here it is only waited out.
+        forwarded.append((signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
+        try:
+            code = group.wait()
+        finally:
+            for number, handler in forwarded:
+                signal.signal(number, handler)
+        return int(marker.read_text()) if marker.exists() else code
+
+
+def leave(code: int) -> int:
+    """What a worker should exit with: it tells the parent its code and leaves quietly.
+
+    A launcher that sees a worker fail ends the others, which may still be saving.
+    """
+    marker = os.environ.get(MARKER)
+    if marker is None or code == 0:
+        return code
+    if int(os.environ.get("RANK", "0")) == 0 or code not in (75, 130):
+        Path(marker).write_text(str(code))
+    return 0 if code in (75, 130) else code

@@ -12,6 +12,12 @@
   const OWN = map.classes.length > 12 ? 11 : map.classes.length; // classes with their own colour
   const PICTURES = 140; // so few points in sight are drawn as their pictures
   const count = map.x.length;
+  const extent = (values) => {
+    const fine = values.filter((value) => value !== null);
+    const top = fine.reduce((a, b) => Math.max(a, b), 0.5);
+    return Math.max(0.05, top - fine.reduce((a, b) => Math.min(a, b), 0.5));
+  };
+  const wide = extent(map.x), high = extent(map.y);
 
   const sprite = new Image();
   sprite.addEventListener("load", draw);
@@ -38,7 +44,7 @@
   let chosen = -1, waiting = false, colours = [], discs = [];
 
   const across = (i) => map.x[i] * zoom + left;
-  const down = (i) => (1 - map.y[i]) * zoom + top;
+  const down = (i) => (map.y[i]) * zoom + top;
   const visible = (i) => map.x[i] !== null && shown[groups[i]];
 
   function readColours() {
@@ -54,7 +60,7 @@
     ({ width, height } = box);
     canvas.width = Math.round(width * devicePixelRatio);
     canvas.height = Math.round(height * devicePixelRatio);
-    fit = Math.max(Math.min(width, height) - 36, 50);
+    fit = Math.max(Math.min((width - 36) / wide, (height - 36) / high), 50);
     if (!zoom || old.relative <= 1.001) return showAll();
     left += (width - old.width) / 2;
     top += (height - old.height) / 2;

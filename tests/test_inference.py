@@ -1,0 +1,234 @@
+"""Inference of latents against loops: codes, balanced codes, Lloyd's algorithm, k-means++."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from erg import energy, inference
+
+Rows = list[list[float]]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gap(a: list[float], b: list[float]) -> float:
+    return sum((p - q) ** 2 for p, q in zip(a, b, strict=True))
+
+
+def test_nearest_is_the_prototype_of_least_distance() -> None:
+    y, w = drawn(20, 3), drawn(6, 3, seed=1)
+    wanted = []
+    for point in y.tolist():
+        distances = [gap(point, p) for p in w.tolist()]
+        wanted.append(distances.index(min(distances)))
+    assert inference.nearest(y, w).tolist() == wanted
+    assert inference.nearest(w, w).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 3.0])
+def test_responsibilities_are_the_softmin(beta: float) -> None:
+    energies = drawn(5, 4).square()
+    found = inference.responsibilities(energies, beta)
+    for row, r in zip(energies.tolist(), found.tolist(), strict=True):
+        weights = [math.exp(-beta * e) for e in row]
+        assert r == pytest.approx([w / sum(weights) for w in weights], abs=1e-14)
+    cold = inference.responsibilities(energies, 1e6)
+    assert cold.argmax(1).tolist() == energies.argmin(1).tolist()
+    assert inference.responsibilities(energies.bfloat16(), 1.0).dtype == torch.float32
+
+
+def sinkhorn(scores: Rows, eps: float, iterations: int) -> Rows:
+    """As the papers write it: prototypes to 1 / k each, then samples to 1 / b each, times b."""
+    b, k = len(scores), len(scores[0])
+    q = [[math.exp(s / eps) for s in row] for row in scores]
+    whole = sum(map(sum, q))
+    q = [[v / whole for v in row] for row in q]
+    for _ in range(iterations):
+        for j in range(k):
+            mass = sum(row[j] for row in q)
+            for row in q:
+                row[j] /= mass * k
+        for row in q:
+            mass = sum(row)
+            row[:] = [v / (mass * b) for v in row]
+    return [[v * b for v in row] for row in q]
+
+
+@pytest.mark.parametrize(("eps", "iterations"), [(0.05, 3), (0.05, 1), (0.2, 10), (1.0, 3)])
+def test_sinkhorn_is_the_loop(eps: float, iterations: int) -> None:
+    scores = energy.normalise(drawn(9, 4)) @ energy.normalise(drawn(5, 4, seed=1)).T
+    found = inference.sinkhorn(scores, eps, iterations)
+    wanted = torch.tensor(sinkhorn(scores.tolist(), eps, iterations), dtype=torch.float64)
+    assert torch.allclose(found, wanted, rtol=1e-11, atol=1e-15)
+
+
+def test_sinkhorn_is_golden(golden) -> None:
+    scores = golden.unit("Z1") @ golden.unit("C").T
+    name = "sinkhorn, eps 0.05, 3 iterations, first row"
+    assert golden.agrees(name, inference.sinkhorn(scores)[0])
+
+
+def test_sinkhorn_balances_prototypes_as_iterations_grow() -> None:
+    scores = energy.normalise(drawn(40, 6)) @ energy.normalise(drawn(8, 6, seed=1)).T
+    unbalanced = []
+    for iterations in (1, 3, 10, 100):
+        q = inference.sinkhorn(scores, 0.1, iterations)
+        assert torch.allclose(q.sum(1), torch.ones(40, dtype=torch.float64), atol=1e-14)
+        unbalanced.append(float((q.sum(0) - 40 / 8).abs().max()))
+    assert unbalanced == sorted(unbalanced, reverse=True)
+    assert unbalanced[0] > 0.1
+    assert unbalanced[-1] < 1e-6
+
+
+def test_sinkhorn_of_equal_scores_is_uniform() -> None:
+    q = inference.sinkhorn(torch.full((6, 4), 0.3))
+    assert torch.allclose(q, torch.full((6, 4), 0.25))
+
+
+def test_sinkhorn_follows_the_order_of_samples_and_prototypes_and_ignores_a_shift() -> None:
+    scores, rows, columns = drawn(6, 4), torch.tensor([3, 1, 5, 0, 4, 2]), torch.tensor([2, 0, 3, 1])
+    q = inference.sinkhorn(scores, 0.5)
+    assert torch.allclose(inference.sinkhorn(scores[rows], 0.5), q[rows])
+    assert torch.allclose(inference.sinkhorn(scores[:, columns], 0.5), q[:, columns])
+    assert torch.allclose(inference.sinkhorn(scores + 7, 0.5), q)
+
+
+def test_sinkhorn_takes_part_in_no_gradient_and_promotes_half_precision() -> None:
+    scores = drawn(6, 4).requires_grad_()
+    assert not inference.sinkhorn(scores).requires_grad
+    half = scores.detach().clamp(-1, 1).half()
+    assert inference.sinkhorn(half).dtype == torch.float32
+    assert torch.equal(inference.sinkhorn(half), inference.sinkhorn(half.float()))
+    assert torch.isfinite(inference.sinkhorn(1000 * half)).all()
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.03, 0.01, 0.005])
+def test_every_row_sums_to_one_however_sharp(eps: float) -> None:
+    """One sample fits its prototype, another fits none: in float32 its row must not vanish."""
+    scores = torch.tensor([[1.0, -0.5, -0.9], [-0.8, -0.9, -1.0], [0.1, 0.2, 0.0]])
+    q = inference.sinkhorn(scores, eps)
+    assert torch.allclose(q.sum(1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(q, inference.sinkhorn(scores.double(), eps).float(), atol=1e-4)
+
+
+def lloyd(y: Rows, w: Rows) -> tuple[Rows, list[int]]:
+    distances = [[gap(p, c) for c in w] for p in y]
+    codes = [row.index(min(row)) for row in distances]
+    moved, held = [], []
+    far = sorted(range(len(y)), key=lambda i: -min(distances[i]))
+    for k in range(len(w)):
+        mine = [p for p, c in zip(y, codes, strict=True) if c == k]
+        held.append(len(mine))
+        if mine:
+            moved.append([sum(v) / len(mine) for v in zip(*mine, strict=True)])
+        else:
+            moved.append(y[far.pop(0)])
+    return moved, held
+
+
+def test_a_lloyd_step_is_the_loop() -> None:
+    y, w = drawn(30, 3), drawn(4, 3, seed=1)
+    moved, held = inference.lloyd_step(y, w)
+    wanted, counts = lloyd(y.tolist(), w.tolist())
+    assert all(counts)
+    assert held.tolist() == counts
+    assert torch.allclose(moved, torch.tensor(wanted, dtype=torch.float64), atol=1e-13)
+
+
+def test_empty_prototypes_move_to_the_farthest_points() -> None:
+    y = drawn(30, 3)
+    w = torch.cat([drawn(2, 3, seed=1), torch.full((3, 3), 1e3, dtype=torch.float64)])
+    moved, held = inference.lloyd_step(y, w)
+    wanted, counts = lloyd(y.tolist(), w.tolist())
+    assert counts[2:] == [0, 0, 0]
+    assert held.tolist() == counts
+    assert torch.allclose(moved, torch.tensor(wanted, dtype=torch.float64), atol=1e-13)
+
+
+def test_more_empty_prototypes_than_points() -> None:
+    y, w = drawn(2, 3), torch.arange(15.0, dtype=torch.float64).reshape(5, 3)
+    moved, held = inference.lloyd_step(y, w)
+    assert held.sum() == 2
+    assert torch.isfinite(moved).all()
+
+
+def test_lloyd_never_raises_the_quantisation_error_and_ends_at_a_fixed_point() -> None:
+    y, w = drawn(200, 2), drawn(200, 2)[:7]
+    errors = []
+    for _ in range(60):
+        errors.append(float(energy.to_prototypes(y, w).amin(1).sum()))
+        w, _ = inference.lloyd_step(y, w)
+    assert all(after <= before + 1e-12 for before, after in zip(errors, errors[1:], strict=False))
+    assert errors[-1] < errors[0]
+    again, _ = inference.lloyd_step(y, w)
+    assert torch.equal(again, w)
+
+
+def test_lloyd_step_neither_changes_its_input_nor_takes_part_in_gradients() -> None:
+    y, w = drawn(30, 3), drawn(4, 3, seed=1).requires_grad_()
+    before = w.detach().clone()
+    moved, _ = inference.lloyd_step(y, w)
+    assert not moved.requires_grad
+    assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spread_out_is_greedy_kmeans_plus_plus(seed: int) -> None:
+    """The same uniform draws, turned into points by a loop over the cumulated distances."""
+    y, k = drawn(40, 3, seed=seed), 6
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(k, 2 + int(math.log(k)), generator=generator, dtype=torch.float64).tolist()
+    chosen = [int(draws[0][0] * 40)]
+    rows = y.tolist()
+    for tries in draws[1:]:
+        weights = [min(gap(row, rows[c]) for c in chosen) for row in rows]
+        candidates = []
+        for draw in tries:
+            point, reached = 0, weights[0]
+            while reached < draw * sum(weights):
+                point += 1
+                reached += weights[point]
+            left = sum(min(w, gap(r, rows[point])) for w, r in zip(weights, rows, strict=True))
+            candidates.append((left, point))
+        chosen.append(min(candidates)[1])
+    assert len(set(chosen)) == k
+    found = inference.spread_out(y, k, torch.Generator().manual_seed(seed))
+    assert torch.equal(found, y[chosen])
+
+
+def test_spread_out_has_the_distribution_of_greedy_kmeans_plus_plus() -> None:
+    """Of three candidates for the second of 4 points the best stays: chances by enumeration."""
+    points, k, draws = [0.0, 1.0, 3.0, 7.0], 3, 1500
+    generator = torch.Generator().manual_seed(0)
+    y = torch.tensor(points, dtype=torch.float64)[:, None]
+    seen = [tuple(inference.spread_out(y, k, generator)[:2, 0].tolist()) for _ in range(draws)]
+    for first in points:
+        share = [(p - first) ** 2 / sum((o - first) ** 2 for o in points) for p in points]
+        left = [sum(min((q - first) ** 2, (q - p) ** 2) for q in points) for p in points]
+        chance = [0.0] * 4
+        for tries in itertools.product(range(4), repeat=2 + int(math.log(k))):
+            best = min(tries, key=lambda i: left[i])
+            chance[best] += math.prod(share[i] for i in tries) / 4
+        for second, wanted in zip(points, chance, strict=True):
+            part = sum(pair == (first, second) for pair in seen) / draws
+            assert abs(part - wanted) <= 4 * math.sqrt(wanted / draws)
+
+
+def test_spread_out_with_fewer_different_points_than_prototypes() -> None:
+    y = torch.tensor([[0.0, 0], [0, 0], [2, 2], [2, 2], [0, 0]])
+    found = inference.spread_out(y, 4, torch.Generator().manual_seed(1))
+    assert {tuple(row) for row in found.tolist()} == {(0.0, 0.0), (2.0, 2.0)}
+
+
+def test_spread_out_is_a_copy_and_refuses_too_few_points() -> None:
+    y = drawn(3, 2)
+    found = inference.spread_out(y, 3)
+    found.zero_()
+    assert (y != 0).all()
+    with pytest.raises(ValueError, match=r"at least k = 4 points \(got 3\)\. Use a smaller k\."):
+        inference.spread_out(y, 4)

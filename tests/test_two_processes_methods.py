@@ -1,0 +1,92 @@
+"""Two processes equal one, for every method: losses, gradients and states in float64 to 1e-8.
+
+One pair of processes is started for all methods. Each rank trains a few steps on its half of each
+global batch through data-parallel training; the parent trains on the whole batch alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from erg import catalog
+from erg.train.folder import RunFolder
+from erg.train.loop import Loop, train
+from tests.train.test_loop import a_run, data
+
+STEPS = 3
+NAMES = catalog.names()
+
+
+def trained(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Weights and buffers after a few steps of the global batch, and what was logged."""
+    run = replace(a_run(name), precision="64", steps=STEPS, batch=12)
+    loop = Loop(run, data(), device=torch.device("cpu"), threads=0)
+    train(loop, RunFolder(folder))
+    loop.close()
+    events = folder / "events.jsonl"
+    lines = (
+        [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+    )
+    return {k: v.detach().clone() for k, v in loop.method.state_dict().items()}, lines
+
+
+def child(out: Path) -> None:
+    """What each of the two processes does."""
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    for name in NAMES:
+        state, _ = trained(name, out / name)
+        if rank == 0:
+            contiguous = {k: v.contiguous().clone() for k, v in state.items()}
+            save_file(contiguous, out / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("together")
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(Path(__file__)), str(out)],
+        capture_output=True, text=True, timeout=280, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_equal_one(name: str, together: Path, tmp_path: Path) -> None:
+    alone, lines = trained(name, tmp_path)
+    both = load_file(together / f"{name}.safetensors")
+    assert alone.keys() == both.keys()
+    for key, value in alone.items():
+        if value.is_floating_point():
+            off = float((value - both[key]).abs().max()) if value.numel() else 0.0
+            assert off < 1e-8, f"{key} is off by {off:.2g}"
+        else:
+            assert torch.equal(value, both[key]), key
+    events = (together / name / "events.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in events]
+    assert len(logged) == len(lines) == STEPS
+    for mine, theirs in zip(lines, logged, strict=True):
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=0, atol=1e-8)
+
+
+def test_the_comparison_can_fail(together: Path, tmp_path: Path) -> None:
+    """Another seed gives other weights, by far more than the tolerance."""
+    state, _ = trained("SimCLR", tmp_path)
+    other = replace(a_run("SimCLR"), seed=1).build().state_dict()
+    assert max(float((state[k] - other[k]).abs().max()) for k in state if "weight" in k) > 1e-2
+
+
+if __name__ == "__main__":
+    child(Path(sys.argv[1]))
