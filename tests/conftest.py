@@ -47,8 +47,9 @@ install_import_hook(
 )
 
 # A fixed number, since the order of sums, and with it the last bits, depends on how many threads
-# share them. Two, since that is what the machines of CI have; the tensors of tests are so small
-# that more threads would only wait for each other.
+# share them. One, since the tensors of tests are small and threads that wait for each other spin:
+# with two threads and both cores busy with something else, 60 Lloyd steps on 200 points took
+# 3.6 s instead of 0.01 s.
 torch.set_num_threads(1)
 
 

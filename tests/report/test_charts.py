@@ -83,6 +83,7 @@ def test_a_line_goes_through_its_values() -> None:
     svg = charts.lines([Series("a", np.array([0.0, 10.0]), np.array([2.0, 4.0]))], label="L")
     (line,) = of_class(svg, "line")
     (x0, y0), (x1, y1) = points(line.get("d") or "")
+    assert y1 < y0  # larger values are higher
     assert (x0, x1) == (charts.LEFT, charts.WIDTH - charts.RIGHT)
     grid = {g.get("d"): None for g in of_class(svg, "grid")}
     texts = [t for t in of_class(svg, "tick") if t.get("text-anchor") == "end"]

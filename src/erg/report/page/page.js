@@ -44,7 +44,7 @@
   let chosen = -1, waiting = false, colours = [], discs = [];
 
   const across = (i) => map.x[i] * zoom + left;
-  const down = (i) => (map.y[i]) * zoom + top;
+  const down = (i) => (1 - map.y[i]) * zoom + top;
   const visible = (i) => map.x[i] !== null && shown[groups[i]];
 
   function readColours() {
