@@ -1,5 +1,6 @@
 """Energies against loops over float64 numbers, and at the edges of floating point."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -66,9 +67,7 @@ def test_squared_distance_sums_and_mean_squared_error_averages() -> None:
 
 def test_distances_of_images_run_over_every_dimension_but_the_first() -> None:
     x, y = drawn(2, 3, 4, 5, seed=4), drawn(2, 3, 4, 5, seed=5)
-    wanted = [
-        gap(a.flatten().tolist(), b.flatten().tolist()) for a, b in zip(x, y, strict=True)
-    ]
+    wanted = [gap(a.flatten().tolist(), b.flatten().tolist()) for a, b in zip(x, y, strict=True)]
     assert close(energy.squared_distance(x, y), wanted, 1e-12)
     assert close(energy.mean_squared_error(x, y), [v / 60 for v in wanted])
 
@@ -98,7 +97,7 @@ def test_free_energy_goes_from_the_mean_to_the_minimum() -> None:
     assert close(energy.free_energy(energies, 0.0), [sum(r) / 4 for r in energies.tolist()])
     assert close(energy.free_energy(energies), [min(row) for row in energies.tolist()])
     values = [energy.free_energy(energies, b) for b in (0.0, 0.1, 1.0, 10.0, float("inf"))]
-    for warm, cold in zip(values, values[1:], strict=False):
+    for warm, cold in itertools.pairwise(values):
         assert (warm > cold).all()
     near = energy.free_energy(energies, 1e4)
     assert ((near - values[-1]) >= 0).all()

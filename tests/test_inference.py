@@ -91,7 +91,7 @@ def test_sinkhorn_of_equal_scores_is_uniform() -> None:
 
 
 def test_sinkhorn_follows_the_order_of_samples_and_prototypes_and_ignores_a_shift() -> None:
-    scores, rows, columns = drawn(6, 4), torch.tensor([3, 1, 5, 0, 4, 2]), torch.tensor([2, 0, 3, 1])
+    scores, rows, columns = drawn(6, 4), [3, 1, 5, 0, 4, 2], [2, 0, 3, 1]
     q = inference.sinkhorn(scores, 0.5)
     assert torch.allclose(inference.sinkhorn(scores[rows], 0.5), q[rows])
     assert torch.allclose(inference.sinkhorn(scores[:, columns], 0.5), q[:, columns])
@@ -163,7 +163,7 @@ def test_lloyd_never_raises_the_quantisation_error_and_ends_at_a_fixed_point() -
     for _ in range(60):
         errors.append(float(energy.to_prototypes(y, w).amin(1).sum()))
         w, _ = inference.lloyd_step(y, w)
-    assert all(after <= before + 1e-12 for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
     again, _ = inference.lloyd_step(y, w)
     assert torch.equal(again, w)

@@ -134,13 +134,13 @@ def of_facts(part: Part) -> Outcome:
 
 def of_batch_norm(part: Part, *shape: int, momentum: float | None = 0.1, **how: bool) -> Outcome:
     """Ours in two processes against torch's own in one: twice in training, then in evaluation."""
-    torchs = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
+    torchs = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
     kind: Any = torchs if part.world == 1 else BatchNorm
     norm = kind(shape[1], momentum=momentum, **how).double()
     if norm.affine:
         norm.weight.data.copy_(drawn(shape[1], seed=1))
         norm.bias.data.copy_(drawn(shape[1], seed=2))
-    outcome = Outcome()
+    outcome, x = Outcome(), torch.empty(0)
     for step in range(2):
         x = part.of(3 * drawn(*shape, seed=10 + step) + 5)
         y = norm(x)
@@ -173,10 +173,8 @@ def of_replaced_norms(part: Part) -> Outcome:
 
 def of_standardise(part: Part, n: int) -> Outcome:
     x = part.of(2 * drawn(n, 4) - 3)
-    if part.world == 1:
-        y = F.batch_norm(x, None, None, training=True, eps=1e-5)
-    else:
-        y = standardise(x)
+    alone = part.world == 1
+    y = F.batch_norm(x, None, None, training=True) if alone else standardise(x)
     weights = drawn(n, 4, seed=1)[part.rank :: part.world]
     (gradient,) = backward(part, distributed.mean((weights * y.pow(3)).sum(1)), x)
     return Outcome(rows={"output": y, "gradient": gradient})

@@ -1,6 +1,7 @@
 """theta' <- m theta' + (1 - m) theta, and nothing else."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -57,13 +58,14 @@ def test_a_still_student_leaves_the_teacher_where_it_is() -> None:
 
 
 def test_buffers_stay_the_teachers_own() -> None:
-    net = student()
+    net: Any = student()
     teacher = Teacher(net).train()
+    network: Any = teacher.network
     teacher(torch.randn(8, 3) + 5)
-    own = teacher.network[1].running_mean.clone()
+    own = network[1].running_mean.clone()
     net(torch.randn(8, 3) - 5)
     teacher.follow(0.0)
-    assert torch.equal(teacher.network[1].running_mean, own)
+    assert torch.equal(network[1].running_mean, own)
     assert not torch.equal(net[1].running_mean, own)
 
 
@@ -88,7 +90,8 @@ def test_the_student_is_not_saved_twice() -> None:
     copied = copy.deepcopy(whole)
     move(copied.net)
     copied.teacher.follow(0.0)
-    for slow, fast in zip(copied.teacher.network.parameters(), copied.net.parameters(), strict=True):
+    slows, fasts = copied.teacher.network.parameters(), copied.net.parameters()
+    for slow, fast in zip(slows, fasts, strict=True):
         assert torch.equal(slow, fast)
     double = whole.double()
     double.teacher.follow(0.5)

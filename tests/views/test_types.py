@@ -1,6 +1,7 @@
 """View, Views, How, Mask: what stays together stays together."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def a_view(b: int = 4, seed: int = 0, side: int = 8) -> View:
     return View(data, made, Mask(hidden, (2, 2)), length=item, mean=MEAN, std=STD)
 
 
-def views(n: int = 2, b: int = 4, **how: object) -> Views:
+def views(n: int = 2, b: int = 4, **how: Any) -> Views:
     main = tuple(a_view(b, seed=i) for i in range(n))
     return Views(main=main, index=torch.arange(10, 10 + b), **how)
 

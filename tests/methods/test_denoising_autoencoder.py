@@ -1,0 +1,98 @@
+"""Denoising autoencoder: loops, and the closed form on Gaussian data."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from erg.encoders import build_encoder
+from erg.methods.denoising_autoencoder import DenoisingAutoencoder
+from erg.views.plan import LIGHT
+from erg.views.types import View, Views
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def of_images(**arguments: Any) -> DenoisingAutoencoder:
+    torch.manual_seed(0)
+    encoder = build_encoder("conv", 16, width=8, stages=2)
+    return DenoisingAutoencoder(encoder, **{"width": 8, **arguments}).double()
+
+
+def of_vectors(d: int) -> DenoisingAutoencoder:
+    torch.manual_seed(0)
+    return DenoisingAutoencoder(build_encoder("identity", d)).double()
+
+
+def squared_error(a: Tensor, b: Tensor) -> list[float]:
+    found = []
+    for p, q in zip(a.flatten(1).tolist(), b.flatten(1).tolist(), strict=True):
+        found.append(sum((v - w) ** 2 for v, w in zip(p, q, strict=True)) / len(p))
+    return found
+
+
+def test_loss_compares_what_is_made_of_the_corrupted_with_the_clean() -> None:
+    method = of_images()
+    clean, corrupted = (View(drawn(4, 3, 16, 16, seed=seed)) for seed in range(2))
+    wanted = squared_error(method.reconstruct(corrupted.data), clean.data)
+    loss = method.loss(Views((clean, corrupted), torch.arange(4), pairing="alone"), 0.0)
+    assert loss.push == {}
+    assert loss.total.item() == pytest.approx(sum(wanted) / 4, rel=1e-10)
+    loss.total.backward()
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_energy_is_the_reconstruction_error_without_corruption() -> None:
+    for method, y in ((of_images(), drawn(4, 3, 16, 16)), (of_vectors(5), drawn(4, 5))):
+        found = method.energy(None, View(y))
+        assert found.shape == (4,)
+        assert found.tolist() == pytest.approx(squared_error(method.reconstruct(y), y), rel=1e-10)
+        assert method.reconstruct(y).shape == y.shape
+
+
+def test_on_gaussian_data_the_best_linear_map_is_tweedies() -> None:
+    """r*(x) = x v / (v + s^2) per principal direction, found by minimising the method's loss."""
+    variances, s, n = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64), 0.5, 20000
+    turn, _ = torch.linalg.qr(drawn(3, 3, seed=7))
+    clean = (drawn(n, 3) * variances.sqrt()) @ turn.T
+    corrupted = clean + s * drawn(n, 3, seed=1)
+    method = of_vectors(3)
+    method.decoder = nn.Linear(3, 3).double()
+    views = Views((View(clean), View(corrupted)), torch.arange(n), pairing="alone")
+    optimiser = torch.optim.LBFGS(method.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+
+    def step() -> Tensor:
+        optimiser.zero_grad()
+        total = method.loss(views, 0.0).total
+        total.backward()
+        return total
+
+    optimiser.step(step)
+    wanted = turn @ torch.diag(variances / (variances + s**2)) @ turn.T
+    assert (method.decoder.weight - wanted).abs().max().item() < 0.015
+    assert method.decoder.bias.abs().max().item() < 0.02
+    # What is left is the mean over directions of v s^2 / (v + s^2).
+    left = (variances * s**2 / (variances + s**2)).mean().item()
+    assert method.loss(views, 0.0).total.item() == pytest.approx(left, rel=0.02)
+    # r(x) - x = s^2 grad log p_s(x): it points up the density of the corrupted data.
+    x = drawn(10, 3, seed=3)
+    score = -x @ torch.linalg.inv(turn @ torch.diag(variances + s**2) @ turn.T)
+    assert torch.allclose(method.reconstruct(x) - x, s**2 * score, atol=0.05)
+
+
+def test_plan_corrupts_a_copy_of_the_clean_view() -> None:
+    plan = of_images(noise=0.3, zeroed=0.2).plan()
+    clean, corrupted = plan.main
+    assert (clean.noise, clean.zeroed, clean.same_as) == (0.0, 0.0, None)
+    assert (corrupted.noise, corrupted.zeroed, corrupted.same_as) == (0.3, 0.2, 0)
+    assert corrupted.crop == clean.crop
+    assert corrupted.flip == clean.flip == LIGHT.flip
+    assert plan.pairs == "alone"
+
+
+def test_needs_a_clean_and_a_corrupted_view() -> None:
+    with pytest.raises(ValueError, match="needs 2 main views"):
+        of_vectors(3).loss(Views((View(drawn(4, 3)),), torch.arange(4)), 0.0)
