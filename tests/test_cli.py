@@ -113,7 +113,7 @@ def test_dry_run_says_what_it_would_take(pictures: Path, tmp_path: Path, capsys)
 def test_everything_chosen_is_printed_with_its_reason(pictures: Path, tmp_path: Path, capsys):
     main(["pretrain", str(pictures), "--dry-run"])
     said = capsys.readouterr().out
-    for choice in ("method SimCLR:", "encoder resnet18", "image size", "batch", "epochs"):
+    for choice in ("method SimCLR:", "encoder conv", "image size", "batch", "epochs"):
         assert choice in said
 
 

@@ -1,10 +1,9 @@
 """Encoders: any timm backbone by name, and small ones of ours for pixels, vectors and 2-D worlds.
 
-The only file that imports timm. An encoder knows its image size and the mean and standard
+An encoder knows its image size and the mean and standard
 deviation its input was normalised with, so that nothing else has to.
 """
 
-import difflib
 import itertools
 import json
 import math
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from erg import backbones
 from erg.parts.norm import across_processes
 from erg.views.types import Mask
 
@@ -82,15 +82,18 @@ class TimmEncoder(Encoder):
         self, name: str, image_size: int, init: str | None = None, **arguments: Any
     ) -> None:
         super().__init__()
-        self.name, self.image_size, self.arguments = name, image_size, arguments
-        network = _create(name, image_size, init, arguments)
+        self.name, self.image_size = name, image_size
+        if init is not None and Path(init).is_dir():
+            arguments = {**backbones.model_arguments(Path(init)), **arguments}
+        self.arguments = arguments
+        network = backbones.create(name, image_size, init, arguments)
         config = network.pretrained_cfg
         if init is not None and config.get("mean") is not None:
             self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.network = across_processes(network)
         # Some heads widen the features on their way out, and timm then says so here.
         self.dim = int(getattr(network, "head_hidden_size", network.num_features))
-        self.is_vit = hasattr(network, "blocks") and hasattr(network, "patch_embed")
+        self.is_vit = backbones.is_plain_vit(network)
         if self.is_vit:
             rows, columns = network.patch_embed.grid_size
             self.grid = (int(rows), int(columns))
@@ -103,7 +106,7 @@ class TimmEncoder(Encoder):
         if not self.is_vit:
             if mask is not None:
                 return super().tokens(data, mask)
-            return net.forward_features(data).flatten(2).transpose(1, 2)
+            return self._cells(net.forward_features(data), getattr(net, "num_prefix_tokens", 0))
         x = net._pos_embed(net.patch_embed(data))  # [b prefix+n d]
         if mask is not None:
             prefix = net.num_prefix_tokens
@@ -113,6 +116,20 @@ class TimmEncoder(Encoder):
         for block in net.blocks:
             x = block(x)
         return net.norm(x)[:, net.num_prefix_tokens :]
+
+    def _cells(self, x: Tensor, prefix: int) -> Tensor:
+        """Feature maps [b d h w] or [b h w d], or tokens [b n d] behind a prefix, as [b n d]."""
+        if x.ndim == 4:
+            first = x.shape[1] == self.dim and x.shape[-1] != self.dim
+            x = x.flatten(2).transpose(1, 2) if first else x.flatten(1, 2)
+        else:
+            x = x[:, prefix:]
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ValueError(
+                f"{self.name} gives features {list(x.shape)} that are no tokens of width "
+                f"{self.dim}. Use a ResNet, a ViT or a Swin."
+            )
+        return x
 
 
 class Pixels(Encoder):
@@ -232,94 +249,13 @@ def build_encoder(
         raise ValueError(f"encoder {name}: {error}. See erg.encoders for its arguments.") from None
 
 
-def _create(name: str, image_size: int, init: str | None, arguments: dict[str, Any]) -> Any:
-    """A timm model with zero classes; `init` decides where its weights come from."""
-    import timm
-
-    architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        known = [*OURS, *timm.list_models()]
-        near = difflib.get_close_matches(architecture, known, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all."
-        raise ValueError(f"no encoder is called {architecture!r}. {hint}")
-    options = {"num_classes": 0, **arguments}
-    if _takes_image_size(architecture):
-        options["img_size"] = image_size
-    try:
-        if init is None:
-            return timm.create_model(architecture, pretrained=False, **options)
-        return _with_weights(architecture, name, init, options)
-    except TypeError as error:
-        raise ValueError(
-            f"timm refuses the arguments {arguments} for {architecture} ({error}). "
-            "Leave out what it does not know."
-        ) from None
-
-
-def _takes_image_size(architecture: str) -> bool:
-    """Whether the image size is part of the architecture, as for vision transformers."""
-    import timm
-
-    entry = timm.model_entrypoint(architecture)
-    transformers = (
-        "vision_transformer",
-        "deit",
-        "beit",
-        "eva",
-        "swin",
-        "xcit",
-        "cait",
-        "volo",
-        "twins",
-        "maxxvit",
-        "hiera",
-        "crossvit",
-        "mlp_mixer",
-    )
-    return entry.__module__.rsplit(".", 1)[-1].startswith(transformers)
-
-
-def _with_weights(architecture: str, name: str, init: str, options: dict[str, Any]) -> Any:
-    import timm
-
-    place = Path(init)
-    if place.is_dir():
-        if not (place / "model.safetensors").is_file() or not (place / "config.json").is_file():
-            raise ValueError(
-                f"{init} has no config.json with model.safetensors beside it. "
-                "Give a folder in timm's form, such as the encoder/ of an erg run."
-            )
-        theirs = json.loads((place / "config.json").read_text()).get("architecture")
-        if theirs != architecture:
-            raise ValueError(
-                f"{init} holds a {theirs}, not a {architecture}. Add --encoder {theirs}."
-            )
-        return timm.create_model(f"local-dir:{place}", pretrained=True, **options)
-    if place.suffix == ".safetensors":
-        if not place.is_file():
-            raise ValueError(f"there is no file {init}. Check the path given as init.")
-        return timm.create_model(architecture, checkpoint_path=str(place), **options)
-    if place.suffix or "/" in init:
-        raise ValueError(
-            f"init = {init!r} is neither a folder, a .safetensors file nor a tag of timm. "
-            "Pickled weights (.pt, .pth) are never loaded: convert them to safetensors."
-        )
-    tag = name.split(".")[1] if init == "pretrained" and "." in name else init
-    full = architecture if tag == "pretrained" else f"{architecture}.{tag}"
-    try:
-        return timm.create_model(full, pretrained=True, **options)
-    except Exception as error:  # timm raises many kinds where there is no network or no weights
-        tags = [known.split(".", 1)[1] for known in timm.list_pretrained(f"{architecture}.*")]
-        raise ValueError(
-            f"the public weights {full} could not be had ({type(error).__name__}); timm knows the "
-            f"tags {', '.join(tags[:6]) or 'none'}. Where this machine has no network, download "
-            "them elsewhere and give the .safetensors file or folder as init."
-        ) from None
-
-
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable values."""
     return sum(math.prod(p.shape) for p in module.parameters() if p.requires_grad)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def save_encoder(encoder: Encoder, folder: Path) -> None:
@@ -339,7 +275,10 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
     module: nn.Module = encoder
     if isinstance(encoder, TimmEncoder):
         module = encoder.network
-        config |= _timm_config(encoder)
+        config |= backbones.timm_config(
+            encoder.network, encoder.name, encoder.image_size, encoder.dim, encoder.arguments,
+            encoder.mean, encoder.std,
+        )  # fmt: skip
     weights = {
         k: t.detach().cpu().float().contiguous().clone()
         if t.is_floating_point()
@@ -376,33 +315,7 @@ def load_encoder(folder: Path) -> Encoder:
     try:
         module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its config: {error}") from None
+        raise ValueError(
+            f"the weights in {folder} do not fit its config ({_first_line(error)}). Export again."
+        ) from None
     return encoder.eval()
-
-
-def _timm_config(encoder: TimmEncoder) -> dict[str, Any]:
-    """What timm's `local-dir:` loading reads."""
-    network: Any = encoder.network
-    known: dict[str, Any] = network.pretrained_cfg
-    size = encoder.image_size
-    architecture = encoder.name.split(".")[0]
-    fixed = _takes_image_size(architecture)
-    return {
-        "architecture": architecture,
-        "num_classes": 0,
-        "num_features": encoder.dim,
-        "model_args": {**encoder.arguments, **({"img_size": size} if fixed else {})},
-        "pretrained_cfg": {
-            "tag": "erg",
-            "input_size": [3, size, size],
-            "fixed_input_size": fixed,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "mean": list(encoder.mean),
-            "std": list(encoder.std),
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": known.get("first_conv"),
-            "classifier": known.get("classifier"),
-        },
-    }

@@ -27,7 +27,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        given = (*args, *kwargs.values())
+        device = next(a.device.type for a in given if isinstance(a, Tensor))
         if not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):

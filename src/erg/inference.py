@@ -31,19 +31,17 @@ def sinkhorn(
 
     exp(s / eps), then in turn: prototypes (columns here) scaled to equal mass over the *global*
     batch, samples (rows) scaled to sum to 1. Ends on the samples, so each row sums to 1 exactly
-    and the prototypes are balanced only approximately. The largest score of all ranks is
-    subtracted before the exponential, which leaves the result unchanged and never overflows.
+    and the prototypes are balanced only approximately. All in logarithms, with the largest score
+    of all ranks taken out first, so that nothing over- or underflows however small eps is.
     """
-    scores = at_least_float32(scores) / eps
-    top = scores.max() if scores.numel() else scores.new_full((), float("-inf"))
-    if distributed.active():
-        torch.distributed.all_reduce(top, op=torch.distributed.ReduceOp.MAX)
-    q = (scores - top).exp()
+    log_q = at_least_float32(scores) / eps
     for _ in range(iterations):
-        mass = distributed.sum(q.sum(dim=0))
-        q = q / mass.clamp_min(torch.finfo(q.dtype).tiny)
-        q = q / q.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny)
-    return q
+        top = log_q.amax(dim=0) if len(log_q) else log_q.new_full(log_q.shape[1:], float("-inf"))
+        if distributed.active():
+            torch.distributed.all_reduce(top, op=torch.distributed.ReduceOp.MAX)
+        log_q = log_q - top - distributed.sum((log_q - top).exp().sum(dim=0)).log()
+        log_q = log_q.log_softmax(dim=1)
+    return log_q.exp()
 
 
 @torch.no_grad()

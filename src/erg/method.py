@@ -79,6 +79,13 @@ class Method(nn.Module, ABC):
         if not self.trains_encoder:
             encoder.requires_grad_(False)
 
+    def train(self, mode: bool = True) -> "Method":
+        """As in torch, but an encoder that is not trained stays in evaluation mode."""
+        super().train(mode)
+        if not self.trains_encoder:
+            self.encoder.eval()
+        return self
+
     @abstractmethod
     def plan(self) -> Plan:
         """The views this method asks for, from its arguments and its encoder's size and grid."""

@@ -82,6 +82,7 @@ class WarmupCosine(Schedule):
             raise ValueError(f"warmup is a share of training in [0, 1) (got {self.warmup}).")
 
     def __call__(self, progress: float) -> float:
+        progress = min(max(progress, 0.0), 1.0)
         if progress < self.warmup:
             return self.peak * progress / self.warmup
         return Cosine(self.peak, self.end)((progress - self.warmup) / (1 - self.warmup))

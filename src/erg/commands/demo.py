@@ -1,5 +1,6 @@
 """erg demo: from nothing to a page to look at, in two minutes on a laptop."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,14 +22,37 @@ def demo(*, out: Path = Path("demo"), images: int = 6000, seconds: float = 60.0)
         images: pictures to make.
         seconds: of training.
     """
-    from erg.commands.pretrain import Options, pretrain
-    from erg.commands.show import tell
+    from dataclasses import replace
 
+    from erg.commands.pretrain import finish, python_of
+    from erg.commands.show import counting, tell, training
+    from erg.data.source import open_source
+    from erg.train.fit import fit
+    from erg.train.run import Optimiser, Run
+    from erg.views.plan import SIMCLR_SMALL, two_views
+
+    started = time.monotonic()
     tell(f"Making {images} pictures of shapes in free colours, textures, places and light.")
-    options = Options(
-        data=f"synthetic:{images}", out=_free(out), label="shape", minutes=seconds / 60
-    )
-    return pretrain(options, lambda _: {}, [])
+    # Colours tell single pictures apart and shapes do not: only where colours are of no use does
+    # the method look at shapes.
+    views = replace(
+        SIMCLR_SMALL, crop=(0.5, 1.0), jitter=1.0, brightness=0.6, contrast=0.6, saturation=1.0,
+        hue=0.5, grey=0.8, solarise=0.2,
+    )  # fmt: skip
+    run = Run(
+        method="SimCLR", encoder="conv", encoder_args={"width": 32, "stages": 4}, image_size=32,
+        data=f"synthetic:{images}", label="shape", plan=two_views(views), batch=128,
+        optimiser=Optimiser(lr=2e-3, weight_decay=1e-4),
+    )  # fmt: skip
+    tell(python_of(run, seconds / 60))
+    source = open_source(run.data, label=run.label)
+    with counting("Making pictures") as prepared, training() as show:
+        fitted = fit(
+            run, source, _free(out), minutes=seconds / 60, show=show, tell=tell,
+            prepared=prepared, started=started,
+        )  # fmt: skip
+    finish(fitted, source, run.label)
+    return 0
 
 
 def _free(out: Path) -> Path:

@@ -100,7 +100,7 @@ def pretrain(options: Options, method_args: Any, arguments: list[str]) -> int:
         from erg.commands.dry_run import dry_run
 
         return dry_run(run, source)
-    tell(python_of(run, options))
+    tell(python_of(run, options.minutes))
     out = options.resume or options.out or next_folder(run)
     with counting("Reading images") as prepared, training() as show:
         fitted = fit(
@@ -196,7 +196,7 @@ def look(source: Any) -> Any:
     return Seen(n, int(np.median(sides)), torch.cuda.is_available())
 
 
-def python_of(run: Any, options: Options) -> str:
+def python_of(run: Any, minutes: float | None) -> str:
     """The Python that does the same."""
     default = type(run)(method=run.method, encoder=run.encoder, image_size=run.image_size)
     told = [
@@ -205,7 +205,7 @@ def python_of(run: Any, options: Options) -> str:
         if name in ("method", "encoder", "image_size")
         or getattr(run, name) != getattr(default, name)
     ]
-    limit = f", minutes={options.minutes:g}" if options.minutes else ""
+    limit = f", minutes={minutes:g}" if minutes else ""
     return f"In Python: erg.fit(erg.Run({', '.join(told)}){limit})"
 
 

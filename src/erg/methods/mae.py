@@ -48,6 +48,11 @@ class MAE(Method):
                 f"MAE needs patch tokens; {encoder.name} gives one vector per image. "
                 "Use a ViT, for example vit_tiny_patch16_224."
             )
+        if encoder.image_size % encoder.grid[0] or encoder.image_size % encoder.grid[1]:
+            raise ValueError(
+                f"{encoder.grid[0]} x {encoder.grid[1]} patches do not fill an image of "
+                f"{encoder.image_size} pixels. Use an image size that is a multiple of the patch."
+            )
         self.ratio, self.normalise, self.crop, self.grid = ratio, normalise, crop, encoder.grid
         rows, columns = encoder.grid
         values = 3 * (encoder.image_size // rows) * (encoder.image_size // columns)

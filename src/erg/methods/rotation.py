@@ -46,6 +46,10 @@ class Rotation(Method):
 
     def loss(self, views: Views, progress: float) -> Loss:
         turned = views.need(4)
+        if any(view.made is None for view in turned):
+            raise ValueError(
+                "Rotation needs views that know their turn (got some without How). Use its plan."
+            )
         x = View(torch.cat([view.data for view in turned]))  # [4b c h w]
         y = torch.cat([view.made.turns for view in turned if view.made is not None])
         logits = energy.at_least_float32(self.logits(x))

@@ -1,5 +1,6 @@
 """SwAV (Caron et al. 2020)."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -59,6 +60,11 @@ class SwAV(Method):
         small_crops: int = 6,
     ) -> None:
         super().__init__(encoder)
+        if encoder.grid is not None and small_crops:
+            raise ValueError(
+                f"SwAV makes small crops, and {encoder.name} takes one size of image only. Use a "
+                "ResNet, or small_crops = 0."
+            )
         self.temperature, self.eps, self.iterations = temperature, eps, iterations
         self.queue_from, self.freeze, self.small_crops = queue_from, freeze, small_crops
         self.projector = mlp(encoder.dim, hidden, dim)
@@ -83,11 +89,12 @@ class SwAV(Method):
 
     def codes(self, z: Float[Tensor, "b d"], queue: Queue | None = None) -> Float[Tensor, "b k"]:
         """q: balanced over the global batch, and over the queue where one is given."""
-        z = z.detach()
+        z, b = z.detach(), len(z)
         if queue is not None:
             mine = queue.rows.tensor_split(distributed.world())[distributed.rank()]
             z = torch.cat([mine.to(z), z])
-        return inference.sinkhorn(self.scores(z), self.eps, self.iterations)
+        q = inference.sinkhorn(self.scores(z), self.eps, self.iterations)
+        return q[len(q) - b :]
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         return energy.cross_entropy(
@@ -100,7 +107,7 @@ class SwAV(Method):
         scores = [self.scores(each) / self.temperature for each in z]
         swapped: list[Tensor] = []
         for i in range(2):
-            q = self.codes(z[i], self.queue_in_use(i, progress))[-len(z[i]) :]
+            q = self.codes(z[i], self.queue_in_use(i, progress))
             swapped += [energy.cross_entropy(s, q) for j, s in enumerate(scores) if j != i]
         if self.training:
             for i in range(len(self.queues)):
@@ -111,9 +118,8 @@ class SwAV(Method):
         """z of every crop: one encoder pass per resolution, one projector pass for all."""
         crops = [*views.main, *views.local]
         features: list[Tensor] = []
-        while len(features) < len(crops):
-            shape = crops[len(features)].data.shape
-            group = [crop.data for crop in crops[len(features) :] if crop.data.shape == shape]
+        for _, equal in itertools.groupby(crops, lambda crop: crop.data.shape):
+            group = [crop.data for crop in equal]
             features += self.encoder(torch.cat(group)).chunk(len(group))
         return list(energy.normalise(self.projector(torch.cat(features))).chunk(len(crops)))
 

@@ -57,6 +57,11 @@ class TokenDecoder(nn.Module):
         self, fan_in: int, grid: tuple[int, int], patch: int, *, width: int, depth: int, heads: int
     ) -> None:
         super().__init__()
+        if width % 4 or width % heads:
+            raise ValueError(
+                f"the decoder's width should be a multiple of 4 and of its {heads} heads (got "
+                f"{width}). Choose another."
+            )
         self.embed = nn.Linear(fan_in, width)
         self.blank = nn.Parameter(torch.zeros(width).normal_(std=0.02))
         self.register_buffer("positions", sincos_positions(width, grid))

@@ -15,20 +15,20 @@ from erg.energy import at_least_float32
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Normalise each feature (or channel) with the mean and variance of the global batch.
 
-    Takes [b d] or [b c h w]. Statistics are computed in at least float32; running averages hold
-    the unbiased variance, as torch's do.
+    Takes [b d], [b d n] or [b c h w]. Statistics are computed in at least float32; running averages
+    hold the unbiased variance, as torch's do.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim not in (2, 4):
-            raise ValueError(f"expected [b d] or [b c h w] (got {list(input.shape)}).")
+        if input.ndim not in (2, 3, 4):
+            raise ValueError(f"expected [b d], [b d n] or [b c h w] (got {list(input.shape)}).")
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and distributed.active()):
             return super().forward(input)
         self._check_input_dim(input)
         x = at_least_float32(input)
-        dims = [0] if x.ndim == 2 else [0, 2, 3]
+        dims = [0, *range(2, x.ndim)]
         count = torch.tensor(x.numel() // x.shape[1], dtype=x.dtype, device=x.device)
         count = distributed.sum(count)
         shape = (1, -1, *([1] * (x.ndim - 2)))
@@ -59,8 +59,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 class BatchNormAct(BatchNorm):
     """Batch normalisation followed by an activation: the counterpart of timm's fused layer."""
 
-    def __init__(self, like: nn.BatchNorm2d, drop: nn.Module, act: nn.Module) -> None:
-        super().__init__(like.num_features)
+    def __init__(self, features: int, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(features)
         self.drop, self.act = drop, act
 
     def forward(self, input: Tensor) -> Tensor:
@@ -68,26 +68,33 @@ class BatchNormAct(BatchNorm):
 
 
 def across_processes(module: nn.Module) -> nn.Module:
-    """Replace every torch BatchNorm (timm's with activation too) inside a module by ours.
+    """Replace every torch BatchNorm (timm's with activation too) in a module by ours.
 
     Parameters and buffers are kept, so the state keys stay the same.
     """
+    if isinstance(module, BatchNorm):
+        return module
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return _ours(module)
     for name, child in module.named_children():
-        if isinstance(child, BatchNorm) or not isinstance(child, nn.modules.batchnorm._BatchNorm):
-            across_processes(child)
-            continue
-        if hasattr(child, "act") and hasattr(child, "drop"):
-            ours: BatchNorm = BatchNormAct(child, child.drop, child.act)  # type: ignore[arg-type]
-        else:
-            ours = BatchNorm(child.num_features)
-        ours.eps, ours.momentum = child.eps, child.momentum
-        ours.affine, ours.track_running_stats = child.affine, child.track_running_stats
-        ours.weight, ours.bias = child.weight, child.bias
-        ours.running_mean, ours.running_var = child.running_mean, child.running_var
-        ours.num_batches_tracked = child.num_batches_tracked
-        ours.training = child.training
-        setattr(module, name, ours)
+        setattr(module, name, across_processes(child))
     return module
+
+
+def _ours(theirs: nn.modules.batchnorm._BatchNorm) -> BatchNorm:
+    """Our layer with the parameters and buffers of one of torch's."""
+    act, drop = getattr(theirs, "act", None), getattr(theirs, "drop", None)
+    if isinstance(act, nn.Module) and isinstance(drop, nn.Module):
+        ours: BatchNorm = BatchNormAct(theirs.num_features, drop, act)
+    else:
+        ours = BatchNorm(theirs.num_features)
+    ours.eps, ours.momentum = theirs.eps, theirs.momentum
+    ours.affine, ours.track_running_stats = theirs.affine, theirs.track_running_stats
+    ours.weight, ours.bias = theirs.weight, theirs.bias
+    ours.running_mean, ours.running_var = theirs.running_mean, theirs.running_var
+    ours.num_batches_tracked = theirs.num_batches_tracked
+    ours.training = theirs.training
+    return ours
 
 
 def standardise(x: Tensor, eps: float = 1e-5) -> Tensor:

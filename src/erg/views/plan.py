@@ -124,8 +124,9 @@ class Plan:
         sizes = [view.size for view in self.local]
         if sizes != sorted(sizes):
             raise ValueError(f"local views should be sorted by size (got {sizes}).")
-        for i, view in enumerate(self.main):
-            if view.same_as is not None and view.same_as >= i:
+        places = [*range(len(self.main)), *[len(self.main)] * len(self.local)]
+        for i, view in zip(places, (*self.main, *self.local), strict=True):
+            if view.same_as is not None and not 0 <= view.same_as < i:
                 raise ValueError(f"same_as should name an earlier view (got {view.same_as}).")
 
 
