@@ -21,8 +21,14 @@ from jaxtyping import install_import_hook
 from torch import Tensor
 
 HERE = Path(__file__).parent
-UNCHECKED = {"erg.views.kernels"}
-"""numba compiles these functions; it cannot compile the wrapper that checks shapes."""
+UNCHECKED = {
+    # numba compiles these functions; it cannot compile the wrapper that checks shapes.
+    "erg.views.kernels",
+    # These refuse wrong shapes and types themselves, in words that their tests read.
+    "erg.embeddings",
+    "erg.evaluate",
+    "erg.explore",
+}
 
 
 def _checked() -> list[str]:

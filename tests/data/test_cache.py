@@ -51,7 +51,7 @@ def check(source: Source, images: Cache | Stream, manifest: Manifest, short_side
     assert pixels.flat.dtype == np.uint8
     assert pixels.flat.ndim == 1
     assert pixels.offset.dtype == pixels.height.dtype == pixels.width.dtype == np.int64
-    for k, row in enumerate(rows):
+    for k, row in enumerate(rows.tolist()):
         np.testing.assert_array_equal(pixels.image(k), source.read(row, short_side))
 
 

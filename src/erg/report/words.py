@@ -202,13 +202,22 @@ def run_facts(record: Record) -> list[tuple[str, str]]:
         "Optimiser",
         f"{_dict(run.get('optimiser')).get('name', '')}, {plain(optimiser)}".strip(", "),
     )
-    fact("Views", plain(run["plan"]) if run.get("plan") else "as the method asks")
+    fact("Views", views(run.get("plan")))
     fact("Seed", run.get("seed"))
     fact("Time", _time(record))
     speed = record.timing.get("images_per_second")
     if speed is not None:
         fact("Speed", f"{np.nanmedian(speed.value):,.0f} images/s (median)")
     return facts
+
+
+def views(plan: Any) -> str:
+    """How many views of an image a run was told to make; the Python below it says which."""
+    if not isinstance(plan, dict):
+        return "as the method asks"
+    main, local = (plan.get(kind) for kind in ("main", "local"))
+    main, local = (len(of) if isinstance(of, list) else 0 for of in (main, local))
+    return f"{main} views as this run says" + (f", {local} small ones" if local else "")
 
 
 def _round(value: float) -> str:

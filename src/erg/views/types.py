@@ -26,7 +26,7 @@ def _map_tensors(item: Any, function: Any) -> Any:
     return replace(item, **changed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class How:
     """How each view was made, an array per property, so that methods can read positions back.
 
@@ -45,7 +45,7 @@ class How:
     order: Int[Tensor, "b p"] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """Which patches of a view are hidden, as k target blocks (usually 1) on a grid of patches.
 
@@ -85,7 +85,7 @@ def _indices(chosen: Bool[Tensor, "b n"], what: str) -> Int[Tensor, "b m"]:
     return chosen.nonzero()[:, 1].reshape(chosen.shape[0], -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """What an input became: the one thing methods and encoders are given.
 
@@ -142,7 +142,7 @@ def _move(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return tensor.to(*args, **kwargs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Views:
     """The views of one batch, in the order of the plan.
 
