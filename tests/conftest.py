@@ -28,6 +28,8 @@ UNCHECKED = {
     "erg.embeddings",
     "erg.evaluate",
     "erg.explore",
+    "erg.train.run",
+    "erg.views.render",
 }
 
 

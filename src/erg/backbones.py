@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ SIZED = (
 PUBLIC = "pretrained"
 
 
-def create(name: str, image_size: int, init: str | None, arguments: dict[str, Any]) -> Any:
+def create(
+    name: str,
+    image_size: int,
+    init: str | None,
+    arguments: dict[str, Any],
+    others: Iterable[str] = (),
+) -> Any:
     """A timm model without classifier.
 
     Args:
@@ -34,13 +41,15 @@ def create(name: str, image_size: int, init: str | None, arguments: dict[str, An
         init: None for random weights; `pretrained` or a tag for public ones; a .safetensors file;
             a folder in timm's form.
         arguments: further ones, passed to timm.
+        others: names that somebody may have meant although timm does not know them.
 
     Raises:
         ValueError: unknown names, arguments or weights.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        known = [*others, *timm.list_models()]
+        near = difflib.get_close_matches(architecture, known, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all."
         raise ValueError(f"no encoder is called {architecture!r}. {hint}")
     refused = sorted(OURS_TO_GIVE & arguments.keys())
@@ -150,7 +159,7 @@ def _from_folder(architecture: str, folder: Path, options: dict[str, Any]) -> An
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
     except (SafetensorError, RuntimeError) as error:
-        raise _misfit(folder, error) from None
+        raise _misfit(folder / "model.safetensors", error) from None
 
 
 def _from_file(architecture: str, file: Path, options: dict[str, Any]) -> Any:

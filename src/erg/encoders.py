@@ -86,7 +86,7 @@ class TimmEncoder(Encoder):
         if init is not None and Path(init).is_dir():
             arguments = {**backbones.model_arguments(Path(init)), **arguments}
         self.arguments = arguments
-        network = backbones.create(name, image_size, init, arguments)
+        network = backbones.create(name, image_size, init, arguments, OURS)
         config = network.pretrained_cfg
         if init is not None and config.get("mean") is not None:
             self.mean, self.std = tuple(config["mean"]), tuple(config["std"])

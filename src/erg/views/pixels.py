@@ -17,7 +17,7 @@ class Pixels(NamedTuple):
     height: np.ndarray  # int64 [b], pixels
     width: np.ndarray  # int64 [b], pixels
 
-    def image(self, i: int) -> np.ndarray:
+    def image(self, i: int | np.integer) -> np.ndarray:
         """Image i as uint8 [h w 3], a view of the buffer."""
         h, w = int(self.height[i]), int(self.width[i])
         start = int(self.offset[i])
