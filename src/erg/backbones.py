@@ -165,7 +165,7 @@ def _from_folder(architecture: str, folder: Path, options: dict[str, Any]) -> An
 def _from_file(architecture: str, file: Path, options: dict[str, Any]) -> Any:
     if not file.is_file():
         raise ValueError(f"there is no file {file}. Check the path given as init.")
-    model = timm.create_model(architecture, **options)
+    model: Any = timm.create_model(architecture, **options)
     head = model.pretrained_cfg.get("classifier") or "head"
     heads = tuple(f"{h}." for h in ((head,) if isinstance(head, str) else head))
     try:
