@@ -4,7 +4,6 @@ Nothing heavy is imported before a command is known, so that `erg --help` answer
 """
 
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -74,7 +73,7 @@ def _guarded(name: str, rest: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        from erg.train.launch import leave
+        from erg.train.launch import leads, leave
 
         code = _code(error)
         if code is None:
@@ -84,7 +83,7 @@ def _guarded(name: str, rest: list[str], debug: bool) -> int:
                 file=sys.stderr,
             )
             return 1
-        if int(os.environ.get("RANK", "0")) == 0:
+        if leads():
             print(f"erg: {_one_line(error)}", file=sys.stderr)
         return leave(code)
 

@@ -87,7 +87,7 @@ def pretrain(options: Options, method_args: Any, arguments: list[str]) -> int:
     """Carry out the command; the exit code."""
     started = time.monotonic()
     from erg.commands.show import counting, tell, training
-    from erg.train.launch import in_group, relaunch
+    from erg.train.launch import in_group, leads, relaunch
 
     if options.devices > 1 and not in_group():
         return relaunch(["pretrain", *arguments], options.devices, options.nodes)
@@ -109,9 +109,7 @@ def pretrain(options: Options, method_args: Any, arguments: list[str]) -> int:
             max_skipped=options.max_skipped,
         )  # fmt: skip
     tell(f"The encoder is in {fitted.folder}/encoder.")
-    from erg import distributed
-
-    if distributed.rank() == 0 and options.report:
+    if leads() and options.report:
         finish(fitted, source, options.label)
     return 0
 

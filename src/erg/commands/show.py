@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from erg.train.launch import leads
+
 if TYPE_CHECKING:
     from erg.train.loop import Progress as Training
 
@@ -27,12 +29,14 @@ console = Console(highlight=False, soft_wrap=True)
 
 def tell(line: str) -> None:
     """One line of plain text; names of files are never taken for markup."""
-    console.print(Text(line))
+    if leads():
+        console.print(Text(line))
 
 
 def warn(line: str) -> None:
     """A warning, in yellow where colours are shown."""
-    console.print(Text(line, style="yellow"))
+    if leads():
+        console.print(Text(line, style="yellow"))
 
 
 @contextmanager
@@ -82,4 +86,4 @@ def in_short(now: Training) -> str:
 
 
 def _seen() -> bool:
-    return console.is_terminal and sys.stdout.isatty()
+    return leads() and console.is_terminal and sys.stdout.isatty()

@@ -1,6 +1,5 @@
 """fit: from a Run and its data to a trained method in a run folder."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,16 @@ from erg.train.checkpoint import load_checkpoint
 from erg.train.features import features, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
-from erg.train.loop import Data, Loop, Progress, measured, several_processes, train
+from erg.train.launch import leads
+from erg.train.loop import (
+    Data,
+    Loop,
+    Progress,
+    leave_group,
+    measured,
+    several_processes,
+    train,
+)
 from erg.train.run import Run, environment
 from erg.views.pixels import Pixels
 
@@ -168,7 +176,7 @@ def fit(
     started = time.monotonic() if started is None else started
     tell = tell or (lambda _: None)
     folder = RunFolder(Path(out) if out is not None else next_folder(run))
-    lead = int(os.environ.get("RANK", "0")) == 0  # the process group starts with the loop
+    lead = leads()  # the process group starts with the loop
     if folder.run_file.exists() and not resume:
         raise ValueError(
             f"{folder.path} already holds a run. Go on with it (--resume {folder.path}), or choose "
@@ -203,6 +211,7 @@ def fit(
             return Fitted(run, folder.path, method.eval())
         finally:
             loop.close()
+            leave_group()
     finally:
         folder.unlock()
 

@@ -17,6 +17,11 @@ def in_group() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "WORLD_SIZE" in os.environ
 
 
+def leads() -> bool:
+    """Whether this process is the one that writes and talks: the only one, or the first."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def relaunch(arguments: Sequence[str], devices: int, nodes: int = 1) -> int:
     """Run the same `erg` command in several processes and return its exit code.
 
@@ -67,6 +72,6 @@ def leave(code: int) -> int:
     marker = os.environ.get(MARKER)
     if marker is None or code == 0:
         return code
-    if int(os.environ.get("RANK", "0")) == 0 or code not in (75, 130):
+    if leads() or code not in (75, 130):
         Path(marker).write_text(str(code))
     return 0 if code in (75, 130) else code

@@ -363,6 +363,12 @@ def _assert_equal_ranks(method: Method) -> None:
         )
 
 
+def leave_group() -> None:
+    """End the process group, so that what follows on one process waits for no other."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def several_processes() -> bool:
     """Whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
