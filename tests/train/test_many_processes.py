@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from erg import catalog
 from erg.train.folder import RunFolder
-from erg.train.loop import Loop, train
+from erg.train.loop import Loop, leave_group, train
 from tests.train.test_loop import a_run, data
 
 STEPS = 3
@@ -47,6 +47,7 @@ def child(out: Path) -> None:
         if rank == 0:
             contiguous = {k: v.contiguous().clone() for k, v in state.items()}
             save_file(contiguous, out / f"{name}.safetensors")
+    leave_group()
 
 
 @pytest.fixture(scope="module")

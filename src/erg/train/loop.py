@@ -3,6 +3,7 @@
 import copy
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -106,7 +107,10 @@ class Loop:
         self.wrapped: Any = None
         if not distributed.active() or self.optimiser is None:
             return self.method.loss
-        self.wrapped, optimiser = self.fabric.setup(self.method, self.optimiser)
+        with warnings.catch_warnings():
+            # Newer torch renames the option and has no other way yet to leave buffers alone.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+            self.wrapped, optimiser = self.fabric.setup(self.method, self.optimiser)
         self.wrapped.mark_forward_method("loss")
         self.optimiser = optimiser.optimizer
         return lambda views, progress: self.wrapped.loss(views, progress)
