@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from erg import backbones
+from erg.energy import normalise
 from erg.parts.norm import across_processes
 from erg.views.types import Mask
 
@@ -138,18 +139,21 @@ class Pixels(Encoder):
     Args:
         image_size: side of its input [pixels].
         side: side after averaging [pixels].
+        contrast: whether brightness and contrast are taken out: each image has mean 0 and norm 1.
     """
 
     name = "pixels"
 
-    def __init__(self, image_size: int, *, side: int = 16) -> None:
+    def __init__(self, image_size: int, *, side: int = 16, contrast: bool = False) -> None:
         super().__init__()
-        self.image_size, self.arguments = image_size, {"side": side}
+        self.image_size, self.contrast = image_size, contrast
+        self.arguments = {"side": side, "contrast": contrast}
         self.side = min(side, image_size)
         self.dim = 3 * self.side**2
 
     def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        return nn.functional.adaptive_avg_pool2d(data, self.side).flatten(1)
+        x = nn.functional.adaptive_avg_pool2d(data, self.side).flatten(1)
+        return normalise(x - x.mean(dim=1, keepdim=True)) if self.contrast else x
 
 
 class Identity(Encoder):

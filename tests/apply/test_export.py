@@ -19,7 +19,7 @@ ENCODERS = {
     "vit_tiny_patch16_224": (48, {"depth": 2, "embed_dim": 48}),
     "conv": (32, {"width": 8}),
     "mlp": (7, {"width": 16}),
-    "pixels": (32, {"side": 4}),
+    "pixels": (32, {"side": 4, "contrast": True}),
     "identity": (5, {}),
 }
 

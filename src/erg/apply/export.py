@@ -64,7 +64,10 @@ def build():
     "pixels": """
 class Encoder(nn.Module):
     def forward(self, data):  # [b 3 h w] -> [b d]
-        return nn.functional.adaptive_avg_pool2d(data, {side}).flatten(1)
+        x = nn.functional.adaptive_avg_pool2d(data, {side}).flatten(1)
+        if {contrast}:
+            x = nn.functional.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
+        return x
 
 
 def build():

@@ -33,7 +33,7 @@ class DenoisingAutoencoder(Method):
     cell = Cell("latent-variable", "architectural", by="corruption and a narrow code")
 
     def __init__(
-        self, encoder: Encoder, *, noise: float = 0.1, zeroed: float = 0.0, width: int = 32
+        self, encoder: Encoder, *, noise: float = 0.1, zeroed: float = 0.0, width: int = 16
     ) -> None:
         super().__init__(encoder)
         self.noise, self.zeroed = noise, zeroed

@@ -95,24 +95,25 @@ class TokenDecoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """From one vector per image to an image: a linear layer to 4 x 4, then doublings.
+    """From one vector per image to an image: a linear layer to 4 x 4 or a little more, then
+    doublings.
 
     Each doubling is a nearest-neighbour enlargement and a 3 x 3 convolution, which leaves no
     checkerboard as transposed convolutions do.
 
     Args:
         dim: width of the embedding [features].
-        image_size: side of the image [pixels], a power of two times 4 up to rounding.
+        image_size: side of the image [pixels].
         width: channels before the last layer; doubled towards the embedding.
         channels: of the image.
     """
 
     def __init__(self, dim: int, image_size: int, *, width: int = 32, channels: int = 3) -> None:
         super().__init__()
-        doublings = max(1, round(math.log2(image_size / 4)))
-        self.image_size = image_size
+        doublings = max(1, int(math.log2(image_size / 4)))
+        self.image_size, self.side = image_size, math.ceil(image_size / 2**doublings)
         widths = [min(256, width * 2**i) for i in range(doublings, -1, -1)]
-        self.start = nn.Linear(dim, widths[0] * 16)
+        self.start = nn.Linear(dim, widths[0] * self.side**2)
         self.first = widths[0]
         self.steps = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.ReLU(inplace=True))
@@ -121,7 +122,7 @@ class ConvDecoder(nn.Module):
         self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
-        x = self.start(z).reshape(len(z), self.first, 4, 4)
+        x = self.start(z).reshape(len(z), self.first, self.side, self.side)
         for step in self.steps:
             x = step(nn.functional.interpolate(x, scale_factor=2))
         if x.shape[-1] != self.image_size:

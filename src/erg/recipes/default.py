@@ -110,7 +110,8 @@ def _encoder(
         name = "mlp" if trains else "identity"
         return name, {}, f"encoder {name}: the items are vectors."
     if not trains:
-        return "pixels", {}, f"encoder pixels: {method} trains no network."
+        args = {"contrast": True}
+        return "pixels", args, f"encoder pixels, contrast taken out: {method} trains no network."
     if method == "MAE":
         if seen.accelerator:
             return "vit_small_patch16_224", {}, "encoder vit_small_patch16_224: MAE needs patches."
