@@ -145,7 +145,7 @@ SIMCLR_SMALL = replace(
     SIMCLR, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0, crop=(0.2, 1.0)
 )
 """SimCLR for small images: strength 0.5, no blur (Chen et al. 2020, appendix B.9); crops from a
-fifth of the area, which learns faster in short runs (see benchmarks)."""
+fifth of the area, a choice of ours for short runs."""
 
 BYOL_FIRST = Augmentation(
     jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grey=0.2, blur=1.0
