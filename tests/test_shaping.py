@@ -257,3 +257,44 @@ def test_autocast_changes_nothing(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = code(x, y)
     assert torch.equal(inside, code(x, y))
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_log_partition_in_blocks_is_the_plain_one(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values against loops, gradients against autograd of the dense form, for any block size."""
+    monkeypatch.setattr(shaping, "BLOCK", block)
+    x, y, weight = drawn(6, 3, 0), drawn(8, 3, 1), drawn(1, 6, 2)[0]
+    excluded = torch.tensor([[i, (i + 3) % 8] for i in range(6)])
+    for left_out in (None, excluded):
+        x.requires_grad_(), y.requires_grad_()
+        found = shaping.log_partition(x, y, left_out)
+        for i, row in enumerate(x.tolist()):
+            out = [] if left_out is None else left_out[i].tolist()
+            kept = [math.exp(dot(row, other)) for j, other in enumerate(y.tolist()) if j not in out]
+            assert found[i].item() == pytest.approx(math.log(sum(kept)), rel=1e-12)
+        scores = x @ y.T
+        if left_out is not None:
+            scores = scores.scatter(1, left_out, float("-inf"))
+        wanted = torch.autograd.grad((scores.logsumexp(dim=1) * weight).sum(), (x, y))
+        for a, b in zip(torch.autograd.grad((found * weight).sum(), (x, y)), wanted, strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(shaping.log_partition, (x, y, excluded))
+
+
+def test_log_partition_of_a_bank_gives_the_bank_no_gradient() -> None:
+    x, bank = drawn(4, 3, 0).requires_grad_(), drawn(9, 3, 1)
+    shaping.log_partition(x, bank).sum().backward()
+    assert x.grad is not None
+    assert bank.grad is None
+
+
+def test_log_partition_stays_in_float32_under_autocast() -> None:
+    x, y = drawn(40, 16, 0).float().requires_grad_(), drawn(50, 16, 1).float()
+    plain = torch.autograd.grad(shaping.log_partition(5 * x, y).sum(), x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = shaping.log_partition(5 * x, y)
+        cast = torch.autograd.grad(found.sum(), x)[0]
+    assert found.dtype == torch.float32
+    assert torch.equal(cast, plain)

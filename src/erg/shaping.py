@@ -6,16 +6,84 @@ Each returns a scalar to be minimised.
 Letters in shapes: b batch, d features, v views.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from erg.energy import at_least_float32, full_precision, normalise
+
+BLOCK = 1 << 23
+"""Scores that `log_partition` holds at once: 32 MiB in float32, which caches like."""
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: float) -> Tensor:
     """The part of InfoNCE that pulls: mean of -cos(x_i, y_i) / temperature."""
     return -(normalise(x) * normalise(y)).sum(dim=-1).mean() / temperature
+
+
+class _LogPartition(torch.autograd.Function):
+    """`log_partition` in blocks of rows. The backward pass makes the scores of a block again, so
+    memory grows with b + m, not with b m."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, excluded: Tensor | None) -> Tensor:
+        found = x.new_empty(len(x))
+        for rows in _blocks(len(x), len(y)):
+            scores = _scores(x, y, excluded, rows)
+            high = scores.amax(dim=1)
+            found[rows] = scores.sub_(high[:, None]).exp_().sum(dim=1).log_().add_(high)
+        ctx.save_for_backward(x, y, excluded, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, excluded, found = ctx.saved_tensors
+        to_x, to_y = (
+            torch.zeros_like(t) if needed else None
+            for t, needed in zip((x, y), ctx.needs_input_grad, strict=False)
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            for rows in _blocks(len(x), len(y)):
+                # softmax of the row, times the gradient that comes from above
+                scores = _scores(x, y, excluded, rows).sub_(found[rows, None]).exp_()
+                scores.mul_(grads[0][rows, None])
+                if to_x is not None:
+                    to_x[rows] = scores @ y
+                if to_y is not None:
+                    to_y.addmm_(scores.T, x[rows])
+        return to_x, to_y, None
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, BLOCK // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _scores(x: Tensor, y: Tensor, excluded: Tensor | None, rows: slice) -> Tensor:
+    scores = x[rows] @ y.T
+    if excluded is not None:
+        scores.scatter_(1, excluded[rows], float("-inf"))
+    return scores
+
+
+@full_precision
+def log_partition(
+    x: Float[Tensor, "b d"], y: Float[Tensor, "m d"], excluded: Int[Tensor, "b e"] | None = None
+) -> Float[Tensor, " b"]:
+    """log sum_j exp(x_i . y_j) for every i, in memory that grows with b + m only.
+
+    Args:
+        x: queries, already divided by the temperature.
+        y: keys.
+        excluded: columns j that are left out of the sum of each row i; at least one must stay.
+    """
+    x = at_least_float32(x)
+    return _LogPartition.apply(x, at_least_float32(y).to(x.dtype), excluded)  # type: ignore[return-value]
 
 
 @full_precision
@@ -26,15 +94,14 @@ def repulsion(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: flo
     2020, eq. 1).
     """
     z = torch.cat([normalise(x), normalise(y)])
-    scores = z @ z.T / temperature
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    return scores.masked_fill(itself, float("-inf")).logsumexp(dim=1).mean()
+    itself = torch.arange(len(z), device=z.device)[:, None]
+    return log_partition(z / temperature, z, itself).mean()
 
 
 @full_precision
 def cross_repulsion(x: Float[Tensor, "b d"], y: Float[Tensor, "m d"], temperature: float) -> Tensor:
     """The pushing part of InfoNCE across views: mean_i log sum_j exp(cos(x_i, y_j) / T)."""
-    return (normalise(x) @ normalise(y).T / temperature).logsumexp(dim=1).mean()
+    return log_partition(normalise(x) / temperature, normalise(y)).mean()
 
 
 def variance(z: Float[Tensor, "b d"], floor: float = 1.0, eps: float = 1e-4) -> Tensor:

@@ -19,7 +19,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def of_images(**arguments: Any) -> DenoisingAutoencoder:
     torch.manual_seed(0)
     encoder = build_encoder("conv", 16, width=8, stages=2)
-    return DenoisingAutoencoder(encoder, **{"width": 8, **arguments}).double()
+    return DenoisingAutoencoder(encoder, **{"width": 8, "relative": False, **arguments}).double()
 
 
 def of_vectors(d: int) -> DenoisingAutoencoder:
@@ -51,6 +51,20 @@ def test_energy_is_the_reconstruction_error_without_corruption() -> None:
         assert found.shape == (4,)
         assert found.tolist() == pytest.approx(squared_error(method.reconstruct(y), y), rel=1e-10)
         assert method.reconstruct(y).shape == y.shape
+
+
+def test_a_relative_energy_is_the_share_of_the_variance_that_is_missed() -> None:
+    method = of_images(relative=True)
+    y = drawn(4, 3, 16, 16)
+    y[3] *= 1e-3  # hardly any variance: the floor of 0.01 counts
+    wanted = []
+    for image, made in zip(y, method.reconstruct(y), strict=True):
+        missed = sum(((a - b) ** 2).sum().item() for a, b in zip(image, made, strict=True))
+        there = sum((c - c.mean()).square().sum().item() for c in image)
+        wanted.append(missed / max(there, 0.01 * image.numel()))
+    assert method.energy(None, View(y)).tolist() == pytest.approx(wanted, rel=1e-10)
+    views = Views((View(y), View(y)), torch.arange(4), pairing="alone")
+    assert method.loss(views, 0.0).total.item() == pytest.approx(sum(wanted) / 4, rel=1e-10)
 
 
 def test_on_gaussian_data_the_best_linear_map_is_tweedies() -> None:

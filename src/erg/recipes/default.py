@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erg import catalog
+from erg.method import Method
 from erg.train.run import Optimiser, Run
 
 
@@ -80,8 +81,8 @@ def default(
         image_size, reason = _image_size(seen, encoder)
         why.append(reason)
     if batch is None:
-        batch = _batch(seen)
-        why.append(f"batch {batch}: for {seen.images:,} images; at least eight batches an epoch.")
+        batch, reason = _batch(seen, kind)
+        why.append(reason)
     per_epoch = max(1, int(0.95 * seen.images) // batch)
     if steps is None:
         if epochs is None:
@@ -91,10 +92,12 @@ def default(
             )
         steps = max(1, round(epochs * per_epoch))
     if optimiser is None:
-        rate = lr if lr is not None else 2e-3 * (batch / 512) ** 0.5
-        optimiser = Optimiser(lr=rate, weight_decay=0.05 if "vit" in encoder else 1e-4)
+        rate, reason = _rate(batch, encoder, kind)
+        optimiser = Optimiser(
+            lr=rate if lr is None else lr, weight_decay=0.05 if "vit" in encoder else 1e-4
+        )
         if lr is None and kind.trains_encoder:
-            why.append(f"AdamW, learning rate {rate:.2g}: 2e-3 at batch 512, by its square root.")
+            why.append(reason)
     run = Run(
         method=method, method_args=method_args or {}, encoder=encoder,
         encoder_args=encoder_args or {}, image_size=image_size, init=init, data=data, label=label,
@@ -141,11 +144,25 @@ def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
     return 96, "image size 96: on a CPU; 224 shows more, slower."
 
 
-def _batch(seen: Seen) -> int:
+def _batch(seen: Seen, kind: type[Method]) -> tuple[int, str]:
     batch = 512 if seen.side < 64 or seen.accelerator else 256
+    why = "at least eight batches an epoch"
+    if kind.cell.architecture == "latent-variable" and kind.trains_encoder and not seen.accelerator:
+        batch, why = 64, "its loss needs no other images, so more steps are better than larger ones"
     while batch > 16 and batch * 8 > seen.images:
         batch //= 2
-    return batch
+    return batch, f"batch {batch}: for {seen.images:,} images; {why}."
+
+
+def _rate(batch: int, encoder: str, kind: type[Method]) -> tuple[float, str]:
+    """Learning rate of AdamW; for autoencoders see benchmarks/eight_methods."""
+    if encoder == "conv" and kind.cell.architecture == "latent-variable":
+        return (
+            2e-3,
+            "AdamW, learning rate 0.002: better than 0.0007 for an autoencoder at batch 64.",
+        )
+    rate = 2e-3 * (batch / 512) ** 0.5
+    return rate, f"AdamW, learning rate {rate:.2g}: 2e-3 at batch 512, by its square root."
 
 
 def _epochs(seen: Seen) -> float:

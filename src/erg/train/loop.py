@@ -19,7 +19,7 @@ from erg import distributed
 from erg.data.loader import Images, Loader
 from erg.method import Loss, Method
 from erg.train.checkpoint import load_checkpoint, save_checkpoint, state_hash
-from erg.train.features import computing_in, features, whole_images
+from erg.train.features import computing_in, features, plain_attention, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import Observer, Watched
 from erg.train.optim import build_optimiser
@@ -128,7 +128,7 @@ class Loop:
         for micro, views in enumerate(batches):
             views = self._to_device(views)
             self.seed(step, micro, 0)
-            with self._keep_gradients(micro == len(batches) - 1):
+            with self._keep_gradients(micro == len(batches) - 1), self._attention():
                 with computing_in(self.device, self.autocast):
                     loss = self.step_loss(views, progress)
                 total = loss.total / len(batches)
@@ -143,6 +143,9 @@ class Loop:
         self.seed(step, 0, 1)
         self.method.after_step(progress)
         return parts
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return plain_attention(self.method.encoder, self.device, self.autocast)
 
     def _keep_gradients(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients cross processes once per optimiser step, with its last micro-batch."""

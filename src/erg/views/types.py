@@ -198,20 +198,22 @@ class Views:
         """Walk the (x, y) that belong together.
 
         views: every two main views of an image; itself: the visible and the hidden patches of one
-        view; turn: an image and its quarter turn; alone: x is None, y the image.
+        view; turn: an image and its quarter turn; alone: x is None, y the first view, of which
+        further ones are corruptions.
         """
         if self.pairing == "views":
             for i, x in enumerate(self.main):
                 for y in self.main[i + 1 :]:
                     yield x, y
-        for view in self.main:
-            if self.pairing == "itself":
-                yield view, view
-            elif self.pairing == "turn":
-                assert view.made is not None
-                yield view, view.made.turns
-            elif self.pairing == "alone":
-                yield None, view
+        elif self.pairing == "alone":
+            yield None, self.main[0]
+        else:
+            for view in self.main:
+                if self.pairing == "itself":
+                    yield view, view
+                else:
+                    assert view.made is not None
+                    yield view, view.made.turns
 
     def mismatched(self) -> Iterator[tuple[View | None, View | Tensor]]:
         """Walk (x, y) that do not belong together, the contrast set of every diagnostic.
