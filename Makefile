@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types contracts clean
+# Kills, full disks and other processes, about 40 minutes on two cores.
+.PHONY: demo test test-slow-faults check lint types contracts clean
 
 demo: $(VENV)/.installed
 	$(BIN)/erg demo
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow-faults: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults -m slow
 
 check: lint types contracts
 

@@ -11,14 +11,35 @@ from erg import catalog
 from erg.method import Method
 
 OURS = {
+    "Autoencoder": "autoencoder",
     "BYOL": "byol",
+    "BarlowTwins": "barlow_twins",
+    "BinaryAutoencoder": "binary_autoencoder",
+    "Colourisation": "colourisation",
+    "ContextEncoder": "context_encoder",
+    "ContractiveAutoencoder": "contractive_autoencoder",
+    "DCL": "dcl",
+    "DINO": "dino",
     "DenoisingAutoencoder": "denoising_autoencoder",
+    "GaussianMixture": "gaussian_mixture",
+    "InstanceDiscrimination": "instance_discrimination",
     "KMeans": "kmeans",
+    "LeJEPA": "lejepa",
     "MAE": "mae",
+    "MoCo": "moco",
+    "MoCoV3": "mocov3",
+    "NNCLR": "nnclr",
+    "PCA": "pca",
     "Rotation": "rotation",
     "SimCLR": "simclr",
+    "SimMIM": "simmim",
+    "SimSiam": "simsiam",
+    "SparseCoding": "sparse_coding",
     "SwAV": "swav",
+    "TiCo": "tico",
     "VICReg": "vicreg",
+    "VariationalAutoencoder": "variational_autoencoder",
+    "WMSE": "wmse",
 }
 
 MINE = '''

@@ -135,6 +135,15 @@ def test_method_arguments(pictures: Path, tmp_path: Path, capsys) -> None:
     assert told["momentum"] == {"type": "Cosine", "start": 0.9, "end": 1.0}
 
 
+def test_encoder_arguments(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--encoder.width", "4", "--encoder.blocks=[1]", "--encoder.whole", "true"]
+    command = ["pretrain", str(pictures), "--out", str(out), "--no-report", *QUICK, *arguments]
+    assert main(command) == 0
+    told = json.loads((out / "run.json").read_text())["encoder_args"]
+    assert told == {"width": 4, "blocks": [1], "whole": True}
+
+
 MISTAKES = [
     (["pretran", "x"], 2, "Did you mean pretrain?"),
     (["pretrain"], 2, "no data given"),
@@ -143,6 +152,7 @@ MISTAKES = [
     (["pretrain", "PICTURES", "--encoder", "resnet81"], 2, "Did you mean"),
     (["pretrain", "PICTURES", "--method", "SimCLR", "--method.temp", "1"], 2, "temperature"),
     (["pretrain", "PICTURES", "--method.k", "1"], 2, "needs --method NAME"),
+    (["pretrain", "PICTURES", "--encoder.widht", "1"], 2, "widht"),
     (["pretrain", "PICTURES", "--method", "KMeans", "--method.k", "x"], 2, "should be int"),
     (["pretrain", "NOWHERE"], 3, ""),
     (["pretrain", "PICTURES", "--init", "weights.pt"], 2, "Pickled weights"),

@@ -251,6 +251,22 @@ def test_conv() -> None:
         encoder.tokens(images(2, 32))
 
 
+def test_conv_with_residual_blocks_and_a_whole_first_stage() -> None:
+    encoder = build_encoder("conv", 16, width=4, stages=3, blocks=[1, 2], whole=True).eval()
+    seen: list[tuple[int, ...]] = []
+    for layer in encoder.network:
+        layer.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:])))
+    found = encoder(images(2, 16))
+    kinds = [type(layer).__name__ for layer in encoder.network]
+    stage = ["Conv2d", "BatchNorm", "ReLU"]
+    assert kinds == [*stage, *stage, "Residual", *stage, "Residual", "Residual"]
+    assert seen[::3][:3] == [(4, 16, 16), (8, 8, 8), (8, 8, 8)]
+    assert seen[-1] == (16, 4, 4)
+    assert found.shape == (2, 16)
+    with pytest.raises(ValueError, match="blocks names 4 stages"):
+        build_encoder("conv", 16, stages=3, blocks=[1, 1, 1, 1])
+
+
 # -- weights in --------------------------------------------------------------------------------
 
 
@@ -459,6 +475,7 @@ def test_timm_alone_rebuilds_what_is_saved(tmp_path: Path) -> None:
         ("identity", 5, {}),
         ("mlp", 5, {"width": 7, "depth": 1, "dim": 3}),
         ("conv", 16, {"width": 4, "stages": 2}),
+        ("conv", 16, {"width": 4, "stages": 2, "blocks": [1], "whole": True}),
         ("resnet18", 64, RESNET),
         ("resnet18.a1_in1k", 64, RESNET),
         ("vit_tiny_patch16_224", 96, VIT),

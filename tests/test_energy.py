@@ -233,3 +233,30 @@ def test_wrong_shapes_are_refused_in_tests() -> None:
     """The import hook is at work: widths that differ would otherwise broadcast."""
     with pytest.raises(Exception, match="Type-check error"):
         energy.cosine(X, Y[:, :1])
+
+
+def test_bernoulli_is_the_negative_log_likelihood() -> None:
+    logits, target = drawn(3, 2, 4, seed=8), drawn(3, 2, 4, seed=9).sigmoid()
+    target[0] = target[0].round()
+    wanted = []
+    for row, wish in zip(logits.flatten(1).tolist(), target.flatten(1).tolist(), strict=True):
+        chances = [1 / (1 + math.exp(-a)) for a in row]
+        wanted.append(
+            -sum(
+                t * math.log(p) + (1 - t) * math.log(1 - p)
+                for p, t in zip(chances, wish, strict=True)
+            )
+        )
+    assert close(energy.bernoulli(logits, target), wanted, 1e-12)
+    assert torch.isfinite(energy.bernoulli(1e4 * logits.float(), target.float())).all()
+
+
+@pytest.mark.parametrize("wrong", [-0.5, 1.5])
+def test_bernoulli_refuses_targets_that_are_no_probabilities(wrong: float) -> None:
+    target = torch.full((2, 3), 0.5)
+    target[1, 2] = wrong
+    with pytest.raises(ValueError, match=r"targets in \[0, 1\] .* Scale the data"):
+        energy.bernoulli(torch.zeros(2, 3), target)
+    # Rounding when normalisation is undone is no mistake.
+    edge = torch.tensor([[1 + 1e-6, -1e-6]])
+    assert torch.isfinite(energy.bernoulli(torch.zeros(1, 2), edge)).all()

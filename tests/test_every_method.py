@@ -15,9 +15,29 @@ SMALL: dict[str, dict] = {
     "VICReg": {"hidden": 32, "dim": 32},
     "BYOL": {"hidden": 32, "dim": 16},
     "SwAV": {"hidden": 32, "dim": 16, "prototypes": 12, "queue": 16, "small_crops": 2},
+    "BarlowTwins": {"hidden": 32, "dim": 16},
+    "SimSiam": {"dim": 16},
+    "MoCo": {"queue": 12, "dim": 8, "groups": 2},
+    "DINO": {"prototypes": 12, "hidden": 16, "dim": 8, "small_crops": 2},
+    "MoCoV3": {"hidden": 16, "dim": 8},
+    "NNCLR": {"queue": 12, "hidden": 16, "dim": 8, "predictor": 16},
+    "DCL": {"dim": 8},
+    "InstanceDiscrimination": {"size": 64, "dim": 8},
+    "TiCo": {"hidden": 16, "dim": 8},
+    "WMSE": {"hidden": 16, "dim": 2, "group": 4},
+    "LeJEPA": {"hidden": 16, "dim": 8, "directions": 16, "views": 2},
     "Rotation": {},
     "DenoisingAutoencoder": {"width": 16},
     "KMeans": {"k": 4},
+    "PCA": {"k": 4},
+    "GaussianMixture": {"k": 3},
+    "SparseCoding": {"k": 12, "iterations": 10},
+    "Autoencoder": {"dim": 16, "width": 16},
+    "VariationalAutoencoder": {"dim": 8, "width": 16},
+    "ContractiveAutoencoder": {"dim": 16, "width": 16},
+    "BinaryAutoencoder": {"bits": 16, "width": 16},
+    "ContextEncoder": {"width": 16},
+    "Colourisation": {"width": 16, "step": 40.0},
     "MAE": {"depth": 1, "width": 32},
 }
 VIT = {
@@ -29,7 +49,9 @@ VIT = {
 @pytest.mark.parametrize("name", catalog.names())
 def test_method_keeps_the_contract(name: str) -> None:
     check_method(
-        catalog.find(name), arguments=SMALL.get(name, {}), **(VIT if name == "MAE" else {})
+        catalog.find(name),
+        arguments=SMALL.get(name, {}),
+        **(VIT if name in ("MAE", "SimMIM") else {}),
     )
 
 

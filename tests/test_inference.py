@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from erg import energy, inference
@@ -232,3 +234,110 @@ def test_spread_out_is_a_copy_and_refuses_too_few_points() -> None:
     assert (y != 0).all()
     with pytest.raises(ValueError, match=r"at least k = 4 points \(got 3\)\. Use a smaller k\."):
         inference.spread_out(y, 4)
+
+
+def objective(y: Rows, z: Rows, w: Rows, sparsity: float) -> list[float]:
+    found = []
+    for point, code in zip(y, z, strict=True):
+        made = [
+            sum(c * atom[j] for c, atom in zip(code, w, strict=True)) for j in range(len(point))
+        ]
+        found.append(0.5 * gap(point, made) + sparsity * sum(map(abs, code)))
+    return found
+
+
+def coordinate_descent(y: Tensor, w: Tensor, sparsity: float) -> Tensor:
+    """scikit-learn's Lasso, whose objective is divided by the number of features."""
+    lasso = Lasso(alpha=sparsity / w.shape[1], fit_intercept=False, tol=1e-14, max_iter=100_000)
+    return torch.tensor(np.stack([lasso.fit(w.T.numpy(), point.numpy()).coef_ for point in y]))
+
+
+def test_soft_threshold_is_the_minimum_of_its_energy() -> None:
+    z, threshold = drawn(30), 0.4
+    grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64)
+    for value, found in zip(z, inference.soft_threshold(z, threshold), strict=True):
+        energies = 0.5 * (grid - value) ** 2 + threshold * grid.abs()
+        assert abs(float(found - grid[energies.argmin()])) < 1e-4
+
+
+@pytest.mark.parametrize(("k", "d"), [(4, 7), (7, 4)])
+def test_largest_eigenvalue_is_the_squared_norm(k: int, d: int) -> None:
+    w = drawn(k, d)
+    assert inference.largest_eigenvalue(w).item() == pytest.approx(
+        torch.linalg.matrix_norm(w, 2).item() ** 2
+    )
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("k", [5, 12])
+def test_ista_ends_where_coordinate_descent_does(fast: bool, k: int) -> None:
+    y, w, sparsity = drawn(6, 8), energy.normalise(drawn(k, 8, seed=1)), 0.3
+    wanted = coordinate_descent(y, w, sparsity)
+    assert 0 < (wanted == 0).double().mean() < 1
+    found = inference.ista(y, w, sparsity, iterations=3000, fast=fast)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_ista_steps_are_the_loop_and_never_raise_the_energy() -> None:
+    y, w, sparsity = drawn(4, 6), energy.normalise(drawn(9, 6, seed=1)), 0.2
+    rows = w.tolist()
+    curvature = float(torch.linalg.matrix_norm(w, 2)) ** 2 * (1 + 1e-6)
+    z = [[0.0] * 9 for _ in range(4)]
+    energies = [objective(y.tolist(), z, rows, sparsity)]
+    for iterations in range(1, 30):
+        for point, code in zip(y.tolist(), z, strict=True):
+            made = [sum(c * a[j] for c, a in zip(code, rows, strict=True)) for j in range(6)]
+            slopes = [
+                sum((m - p) * v for m, p, v in zip(made, point, a, strict=True)) for a in rows
+            ]
+            for k in range(9):
+                value = code[k] - slopes[k] / curvature
+                code[k] = math.copysign(max(0.0, abs(value) - sparsity / curvature), value)
+        found = inference.ista(y, w, sparsity, iterations=iterations, fast=False)
+        assert torch.allclose(found, torch.tensor(z, dtype=torch.float64), atol=1e-12)
+        energies.append(objective(y.tolist(), z, rows, sparsity))
+    for before, after in itertools.pairwise(energies):
+        assert all(a <= b + 1e-12 for a, b in zip(after, before, strict=True))
+
+
+def test_momentum_is_the_published_recursion_and_faster() -> None:
+    """v_{n+1} = z_n + (t_n - 1) / t_{n+1} (z_n - z_{n-1}), t_1 = 1: one step at a time."""
+    y, w, sparsity = drawn(4, 6), energy.normalise(drawn(20, 6, seed=1)), 0.05
+    curvature = float(inference.largest_eigenvalue(w)) * (1 + 1e-6)
+    old = v = torch.zeros(4, 20, dtype=torch.float64)
+    t = [1.0]
+    for n in range(25):
+        moved = v - (v @ w - y) @ w.T / curvature
+        z = moved.sign() * (moved.abs() - sparsity / curvature).clamp_min(0)
+        t.append((1 + math.sqrt(1 + 4 * t[n] ** 2)) / 2)
+        v = z + (t[n] - 1) / t[n + 1] * (z - old)
+        old = z
+    assert torch.allclose(inference.ista(y, w, sparsity, iterations=25), old, atol=1e-12)
+    best = sum(objective(y.tolist(), coordinate_descent(y, w, sparsity).tolist(), w.tolist(), 0.05))
+    above = []
+    for fast in (True, False):
+        z = inference.ista(y, w, sparsity, iterations=60, fast=fast)
+        above.append(sum(objective(y.tolist(), z.tolist(), w.tolist(), sparsity)) - best)
+    assert above[0] < 0.2 * above[1]
+
+
+def test_a_pull_is_a_ridge_around_where_it_pulls() -> None:
+    """With y and sqrt(2 pull) towards stacked, and W beside a diagonal, it is the plain problem."""
+    y, w, sparsity, pull = drawn(5, 6), drawn(8, 6, seed=1), 0.3, 0.7
+    towards = drawn(5, 8, seed=2)
+    root = math.sqrt(2 * pull)
+    longer = torch.cat([w, root * torch.eye(8, dtype=torch.float64)], dim=1)
+    wanted = coordinate_descent(torch.cat([y, root * towards], dim=1), longer, sparsity)
+    found = inference.ista(y, w, sparsity, iterations=3000, towards=towards, pull=pull)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    far = inference.ista(y, w, 0.0, iterations=500, towards=towards, pull=1e6)
+    assert torch.allclose(far, towards, atol=1e-4)
+
+
+def test_ista_explains_nothing_above_the_largest_product_and_takes_no_gradient() -> None:
+    y, w = drawn(5, 6), drawn(8, 6, seed=1).requires_grad_()
+    most = float((y @ w.detach().T).abs().max())
+    assert (inference.ista(y, w, most + 1e-9) == 0).all()
+    assert (inference.ista(y, w, most - 1e-3) != 0).any()
+    assert not inference.ista(y, w, 0.1).requires_grad
+    assert inference.ista(y.bfloat16(), w.detach().bfloat16(), 0.1).dtype == torch.float32

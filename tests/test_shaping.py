@@ -298,3 +298,27 @@ def test_log_partition_stays_in_float32_under_autocast() -> None:
         cast = torch.autograd.grad(found.sum(), x)[0]
     assert found.dtype == torch.float32
     assert torch.equal(cast, plain)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3])
+def test_rare_activity_is_the_divergence_from_the_rate(rate: float) -> None:
+    activity = drawn(1, 6, 3)[0].sigmoid()
+    wanted = 0.0
+    for a in activity.tolist():
+        pairs = ((rate, a), (1 - rate, 1 - a))
+        wanted += sum(p * math.log(p / q) for p, q in pairs)
+    assert shaping.rare_activity(activity, rate).item() == pytest.approx(wanted, rel=1e-12)
+    at = torch.full((6,), rate, dtype=torch.float64).requires_grad_()
+    least = shaping.rare_activity(at, rate)
+    assert least.item() == pytest.approx(0, abs=1e-12)
+    (gradient,) = torch.autograd.grad(least, at)
+    assert torch.allclose(gradient, torch.zeros(6, dtype=torch.float64), atol=1e-12)
+
+
+def test_rare_activity_of_a_dead_unit_is_finite() -> None:
+    dead = torch.tensor([0.0, 1.0], requires_grad=True)
+    total = shaping.rare_activity(dead, 0.1)
+    total.backward()
+    assert torch.isfinite(total)
+    assert dead.grad is not None
+    assert torch.isfinite(dead.grad).all()

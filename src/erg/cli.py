@@ -73,19 +73,20 @@ def _guarded(name: str, rest: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        from erg.train.launch import leads, leave
+        from erg.train.launch import first_to_fail, leads, leave
 
         code = _code(error)
-        if code is None:
+        # All processes are asked to stop together, and one says so; they fail one after another.
+        says = leads() if code in (75, 130) else first_to_fail()
+        if says and code is not None:
+            print(f"erg: {_one_line(error)}", file=sys.stderr)
+        elif says:
             print(
                 f"erg: {type(error).__name__}: {_one_line(error)} This should not happen; "
                 "--debug shows where.",
                 file=sys.stderr,
             )
-            return 1
-        if leads():
-            print(f"erg: {_one_line(error)}", file=sys.stderr)
-        return leave(code)
+        return leave(1 if code is None else code)
 
 
 def _code(error: Exception) -> int | None:

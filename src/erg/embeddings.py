@@ -5,7 +5,6 @@ Letters in shapes: n items, d features.
 
 import json
 import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int, Shaped
+
+from erg.durable import whole_file
 
 FORMAT = "1"
 
@@ -176,15 +177,8 @@ def _unicode(path: str) -> str:
 
 def _replace(path: Path, table: pa.Table) -> None:
     """Write beside the target and move over it, so that readers see the old file or the new."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        pq.write_table(table, file)
 
 
 def _read(file: pq.ParquetFile) -> Embeddings:

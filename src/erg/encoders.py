@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from erg import backbones
+from erg.durable import write_atomically
 from erg.energy import normalise
 from erg.parts.norm import across_processes
 from erg.views.types import Mask
@@ -209,22 +211,61 @@ class SmallConv(Encoder):
         image_size: side of its input [pixels].
         width: channels of the first stage, doubled at each further one.
         stages: number of stages.
+        blocks: residual 3 x 3 convolutions x + relu(bn(conv x)) that follow in each of the last
+            stages, given from the first such stage to the last: (1, 2) puts one into the last but
+            one and two into the last.
+        whole: whether the first stage keeps the resolution of the image.
     """
 
     name = "conv"
 
-    def __init__(self, image_size: int, *, width: int = 16, stages: int = 3) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        width: int = 16,
+        stages: int = 3,
+        blocks: Sequence[int] = (),
+        whole: bool = False,
+    ) -> None:
         super().__init__()
-        self.image_size, self.arguments = image_size, {"width": width, "stages": stages}
+        if len(blocks) > stages:
+            raise ValueError(
+                f"blocks names {len(blocks)} stages, and there are {stages}. Name at most those."
+            )
+        self.image_size = image_size
+        self.arguments = {"width": width, "stages": stages, "blocks": list(blocks), "whole": whole}
         widths = [3, *[width * 2**i for i in range(stages)]]
+        residual = [0] * (stages - len(blocks)) + list(blocks)
         layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)]
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
+            layers += _conv(a, b, stride=1 if whole and i == 0 else 2)
+            layers += [Residual(nn.Sequential(*_conv(b, b, stride=1))) for _ in range(residual[i])]
         self.network = across_processes(nn.Sequential(*layers))
         self.dim = widths[-1]
 
     def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.network(data).mean(dim=(2, 3))
+
+
+class Residual(nn.Module):
+    """x + f(x).
+
+    Args:
+        inside: f.
+    """
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inside(x)
+
+
+def _conv(fan_in: int, fan_out: int, *, stride: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False)
+    return [convolution, nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
 
 
 OURS: dict[str, type[Encoder]] = {
@@ -294,9 +335,7 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
         ("model.safetensors", content),
         ("config.json", json.dumps(config, indent=2).encode()),
     ):
-        temporary = folder / f".{name}.tmp"
-        temporary.write_bytes(data)
-        temporary.replace(folder / name)
+        write_atomically(folder / name, data)
 
 
 def load_encoder(folder: Path) -> Encoder:

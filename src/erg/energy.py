@@ -110,3 +110,23 @@ def over_hidden(errors: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"]) -> Fl
     """Mean of a per-patch error over the hidden patches of each image."""
     weight = hidden.to(errors.dtype)
     return (errors * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+
+def bernoulli(logits: Float[Tensor, "b *d"], target: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+    """-log p(target) for independent Bernoulli pixels of probability sigmoid(logits) [nats].
+
+    Targets between 0 and 1 are probabilities themselves. Summed over all dimensions but the first.
+
+    Raises:
+        ValueError: a target outside [0, 1], for which this has no lower bound.
+    """
+    low, high = (float(edge) for edge in target.aminmax())
+    if low < -1e-3 or high > 1.001:
+        raise ValueError(
+            f"binary cross-entropy needs targets in [0, 1] (got {low:.3g} to {high:.3g}). Scale "
+            "the data, or use an output with squared error."
+        )
+    logits = at_least_float32(logits)
+    target = at_least_float32(target).clamp(0, 1).to(logits.dtype)
+    errors = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return errors.flatten(1).sum(dim=1)

@@ -6,6 +6,7 @@ Each returns a scalar to be minimised.
 Letters in shapes: b batch, d features, v views.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,9 @@ class _LogPartition(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, y, excluded, found = ctx.saved_tensors
         to_x, to_y = (
             torch.zeros_like(t) if needed else None
@@ -127,3 +130,15 @@ def uniformity(z: Float[Tensor, "b d"], t: float = 2.0) -> Tensor:
     """log E exp(-t ||z_i - z_j||^2) over pairs of normalised embeddings (Wang & Isola 2020)."""
     squared = torch.pdist(normalise(z)).square()
     return squared.mul(-t).exp().mean().log()
+
+
+def rare_activity(activity: Float[Tensor, " d"], rate: float) -> Tensor:
+    """sum_j KL(rate || activity_j) between Bernoulli distributions (Lee et al. 2008; Ng 2011).
+
+    Args:
+        activity: mean over the batch of each unit's activation in [0, 1].
+        rate: the mean that is wanted, in (0, 1).
+    """
+    active = at_least_float32(activity).clamp(1e-6, 1 - 1e-6)
+    silent = (1 - rate) * (math.log(1 - rate) - (1 - active).log())
+    return (rate * (math.log(rate) - active.log()) + silent).sum()

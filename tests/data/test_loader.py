@@ -1,14 +1,26 @@
 """The loader: every step's views from the number of the step alone."""
 
+import re
+import signal
 import threading
+import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from erg.data.loader import Loader
+from erg.data.cache import Stream
+from erg.data.loader import Images, Loader
+from erg.data.manifest import build_manifest
+from erg.data.source import DataError, open_source
 from erg.train.fit import InMemory
-from erg.views.plan import SIMCLR_SMALL, two_views
+from erg.views import kernels
+from erg.views.pixels import Pixels
+from erg.views.plan import LIGHT, SIMCLR_SMALL, WHOLE, Augmentation, Plan, two_views
+from erg.views.types import Output
 
 PLAN = two_views(SIMCLR_SMALL)
 IMAGES = InMemory(list(np.random.default_rng(0).integers(0, 256, (32, 9, 8, 3), dtype=np.uint8)))
@@ -43,26 +55,231 @@ def test_ranks_share_the_global_batch(world: int) -> None:
         assert torch.equal(mine.main[0].data, alone.main[0].data[rank::world])
 
 
-def test_an_error_in_the_views_thread_is_raised_here() -> None:
-    class Broken:
-        def pixels(self, rows):
-            raise OSError("the disk went away")
+def a_loader(
+    images: Images | np.ndarray, rows: int = 32, plan: Plan = PLAN, **changed: Any
+) -> Loader:
+    arguments: dict[str, Any] = {"batch": 8, "seed": 0, "image_size": 8}
+    arguments |= {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return Loader(images, np.arange(rows), plan, **(arguments | changed))
 
-    loader = Loader(
-        Broken(), np.arange(8), PLAN, batch=4, seed=0, image_size=4,
-        mean=(0.5,) * 3, std=(0.5,) * 3,
-    )  # fmt: skip
-    with pytest.raises(OSError, match="went away"):
-        next(loader.ahead(0, 10, depth=2))
+
+def threads() -> list[str]:
+    """Threads that make views ahead, alive."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("erg-ahead")]
+
+
+class Failing:
+    """Images of which one cannot be had."""
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+
+    def pixels(self, rows: np.ndarray) -> Pixels:
+        if self.row in rows:
+            raise OSError(f"photos/{self.row}.png went away")
+        return IMAGES.pixels(rows)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 9])
+def test_an_error_in_the_views_thread_is_raised_in_its_step(depth: int) -> None:
+    rows = a_loader(IMAGES).rows_of(2)
+    loader = a_loader(Failing(int(rows[3])))
+    seen = []
+    with pytest.raises(OSError, match=rf"photos/{rows[3]}\.png went away"):  # noqa: PT012
+        for step, _ in loader.ahead(0, 4, depth):
+            seen.append(step)
+    assert seen == [0, 1]
+    assert not threads()
+
+
+def test_an_error_while_decoding_names_the_file(tmp_path: Path) -> None:
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 3), np.uint8)):
+        Image.fromarray(image).save(tmp_path / f"photo {i}.png")
+    source = open_source(tmp_path)
+    images = Stream(source, build_manifest(source), threads=2)
+    loader = a_loader(images, 8, batch=2)
+    gone = source.path(int(loader.rows_of(2)[1]))
+    (tmp_path / gone).write_bytes(b"no image")
+    seen = []
+    with pytest.raises(DataError, match=re.escape(gone)):  # noqa: PT012
+        for step, _ in loader.ahead(0, 4):
+            seen.append(step)
+    assert seen == [0, 1]
+    images.close()
+
+
+def test_an_error_in_the_threads_of_the_kernels_is_raised_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError("no room for scratch")
+
+    monkeypatch.setattr(kernels, "render_batch", broken)
+    loader = a_loader(IMAGES, threads=2)
+    with pytest.raises(MemoryError, match="no room for scratch"):
+        next(loader.ahead(0, 4))
+    loader.close()
+
+
+def test_an_error_about_pixels_names_the_row() -> None:
+    class Tall:
+        """Says of one image that it is larger than it is."""
+
+        def pixels(self, rows: np.ndarray) -> Pixels:
+            pixels = IMAGES.pixels(rows)
+            return pixels._replace(height=np.where(rows == 5, 10_000, pixels.height))
+
+    with pytest.raises(ValueError, match="row 5 of the manifest"):
+        list(a_loader(Tall()).ahead(0, 4))
 
 
 def test_views_made_ahead_are_the_same_and_the_thread_ends() -> None:
-    loader = Loader(
-        IMAGES, np.arange(32), PLAN, batch=8, seed=0, image_size=8,
-        mean=(0.5,) * 3, std=(0.5,) * 3,
-    )  # fmt: skip
-    for step, (views,) in loader.ahead(0, 6, depth=2):
-        assert torch.equal(views.main[0].data, loader.views(step).main[0].data)
+    loader = a_loader(IMAGES, accumulate=2)
+    for step, views in loader.ahead(0, 6, depth=2):
+        assert threads() == ["erg-ahead_0"]
+        assert len(views) == 2
+        for micro, made in enumerate(views):
+            assert torch.equal(made.main[0].data, loader.views(step, micro).main[0].data)
         if step == 2:
             break
-    assert not [t for t in threading.enumerate() if t.name == "erg-views" and t.is_alive()]
+    assert not threads()
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_no_more_is_made_ahead_than_asked_for(depth: int) -> None:
+    class Counting:
+        """Tells how often it was asked."""
+
+        def __init__(self) -> None:
+            self.asked = threading.Semaphore(0)
+
+        def pixels(self, rows: np.ndarray) -> Pixels:
+            self.asked.release()
+            return IMAGES.pixels(rows)
+
+    images = Counting()
+    steps = a_loader(images).ahead(0, 10, depth)
+    for step, further in ((0, 1 + depth), (1, 1)):
+        assert next(steps)[0] == step
+        for _ in range(further):
+            assert images.asked.acquire(timeout=60)
+        assert not images.asked.acquire(timeout=0.2)
+
+
+def test_fewer_steps_than_asked_ahead() -> None:
+    assert [step for step, _ in a_loader(IMAGES).ahead(2, 4, depth=7)] == [2, 3]
+    assert list(a_loader(IMAGES).ahead(4, 4)) == []
+
+
+def test_an_error_of_the_caller_ends_the_thread() -> None:
+    loader = a_loader(IMAGES, threads=2)
+    with pytest.raises(RuntimeError, match="diverged"):  # noqa: PT012
+        for _ in loader.ahead(0, 10):
+            raise RuntimeError("diverged")
+    assert not threads()
+    loader.close()
+
+
+def test_close_ends_the_thread_of_an_iterator_that_is_still_held() -> None:
+    before = threading.active_count()
+    loader = a_loader(IMAGES, threads=2)
+    held = loader.ahead(0, 10)
+    assert next(held)[0] == 0
+    assert threads() == ["erg-ahead_0"]
+    assert threading.active_count() == before + 3
+    loader.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="sends itself a POSIX signal")
+@pytest.mark.parametrize("depth", [0, 1])
+def test_an_interrupt_ends_the_threads(depth: int) -> None:
+    class Interrupting:
+        """Ctrl-C comes while the second step is made."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def pixels(self, rows: np.ndarray) -> Pixels:
+            self.asked += 1
+            if self.asked == 2:
+                time.sleep(0.2)  # the caller waits by now
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, signal.SIGINT)
+                time.sleep(0.2)
+            return IMAGES.pixels(rows)
+
+    images = Interrupting()
+    before = threading.active_count()
+    loader = a_loader(images, threads=2)
+    seen = []
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        for step, _ in loader.ahead(0, 100, depth):
+            seen.append(step)
+    assert seen == [0]
+    assert images.asked == 2, "nothing is begun after the interrupt"
+    assert not threads()
+    loader.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("output", ["float32", "bfloat16", "uint8"])
+def test_views_come_in_the_form_asked_for(output: Output) -> None:
+    full = a_loader(IMAGES).views(3).main[1]
+    made = a_loader(IMAGES, output=output, threads=2).views(3).main[1]
+    assert made.data.dtype == getattr(torch, output)
+    assert made.raw == (output == "uint8")
+    arrived = made.to("cpu", torch.float32)
+    assert torch.allclose(arrived.data, full.data, atol=0.51 / 255 / 0.25, rtol=2**-8)
+
+
+def test_views_with_noise_come_in_float32_instead_of_bytes() -> None:
+    plan = Plan(main=(LIGHT, Augmentation(noise=0.2, same_as=0)))
+    clean, noisy = a_loader(IMAGES, plan=plan, output="uint8").views(0).main
+    assert clean.raw
+    assert noisy.data.dtype == torch.float32
+
+
+def test_vectors_are_float32_whatever_is_asked_for() -> None:
+    vectors = np.random.default_rng(0).normal(size=(32, 5))
+    loader = a_loader(vectors, plan=Plan(main=(WHOLE,), kind="array"), output="uint8")
+    data = loader.views(1).main[0].data
+    assert data.dtype == torch.float32
+    assert np.array_equal(data, vectors[loader.rows_of(1)].astype(np.float32))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_pinning_without_a_gpu_changes_nothing() -> None:
+    plain, pinned = (a_loader(IMAGES, pin=pin).views(1).main[0].data for pin in (False, True))
+    assert torch.equal(plain, pinned)
+
+
+@pytest.mark.parametrize("output", ["float32", "bfloat16", "uint8"])
+def test_views_are_rendered_into_pinned_memory(
+    output: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Allocated so and never copied; ordinary memory stands for it, as there may be no GPU."""
+    expected = a_loader(IMAGES, output=output).views(1)
+    rendered: list[int] = []
+    pinned: list[int] = []
+    allocate = torch.empty
+
+    def empty(*shape: Any, pin_memory: bool = False, **how: Any) -> torch.Tensor:
+        made = allocate(*shape, **how)
+        if pin_memory:
+            rendered.append(made.data_ptr())
+        return made
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.data_ptr())
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    views = a_loader(IMAGES, pin=True, output=output).views(1)
+    assert [view.data.data_ptr() for view in views.main] == rendered
+    assert {*rendered, views.index.data_ptr()} < set(pinned)
+    for mine, other in zip(views.main, expected.main, strict=True):
+        assert torch.equal(mine.data, other.data)

@@ -100,7 +100,7 @@ def test_everything_but_the_offset_of_the_output_learns() -> None:
 
 def test_plan_follows_the_image_size() -> None:
     assert a_method().plan().main == (SIMCLR_SMALL, SIMCLR_SMALL)
-    large = SimCLR(build_encoder("conv", 96, width=8))
+    large = SimCLR(build_encoder("conv", 128, width=8))
     assert large.plan().main == (SIMCLR, SIMCLR)
 
 

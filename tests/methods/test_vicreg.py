@@ -103,5 +103,5 @@ def test_expander_is_the_papers() -> None:
 
 def test_plan_follows_the_image_size() -> None:
     assert a_method().plan().main == (SIMCLR_SMALL, SIMCLR_SMALL)
-    large = VICReg(build_encoder("conv", 96, width=8), hidden=4, dim=4)
+    large = VICReg(build_encoder("conv", 128, width=8), hidden=4, dim=4)
     assert large.plan().main == (BYOL_FIRST, BYOL_SECOND)

@@ -1,4 +1,4 @@
-"""A queue is a list from which the oldest drops out."""
+"""A queue is a list from which the oldest drops out; a memory has a place for every image."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erg.parts.bank import Queue
+from erg.parts.bank import Memory, Queue
 
 
 def rows(start: int, n: int) -> Tensor:
@@ -68,3 +68,48 @@ def test_all_its_state_is_saved() -> None:
     for each in (queue, other):
         each.push(rows(5, 1))
     assert oldest_first(queue) == oldest_first(other) == [3, 4, 5]
+
+
+def test_a_queue_may_start_with_random_directions() -> None:
+    queue = Queue(50, 4, random=True)
+    assert torch.allclose(queue.rows.norm(dim=1), torch.ones(50), atol=1e-6)
+    assert float(queue.rows.mean().abs()) < 0.2
+    assert not queue.full
+    queue.push(rows(1, 3)[:, :1].expand(-1, 4))
+    assert queue.rows[:3, 0].tolist() == [1, 2, 3]
+    assert torch.allclose(queue.rows[3:].norm(dim=1), torch.ones(47), atol=1e-6)
+
+
+def test_a_memory_moves_the_rows_named_and_no_others() -> None:
+    torch.manual_seed(0)
+    memory = Memory(6, 3).double()
+    start = memory.rows.clone()
+    assert torch.allclose(start.norm(dim=1), torch.ones(6, dtype=torch.float64), atol=1e-6)
+    z = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    memory.update(torch.tensor([4, 1]), z, 0.7)
+    for i, row in ((4, z[0]), (1, z[1])):
+        wanted = [0.7 * a + 0.3 * b for a, b in zip(start[i].tolist(), row.tolist(), strict=True)]
+        norm = sum(w * w for w in wanted) ** 0.5
+        assert memory.rows[i].tolist() == pytest.approx([w / norm for w in wanted], rel=1e-12)
+    assert torch.equal(memory.rows[[0, 2, 3, 5]], start[[0, 2, 3, 5]])
+    assert torch.equal(memory.of(torch.tensor([1, 0])), memory.rows[[1, 0]])
+    assert not memory.rows.requires_grad
+    assert memory.rows.dtype == torch.float64
+
+
+def test_a_memory_leaves_its_old_rows_to_a_backward_pass_to_come() -> None:
+    memory, z = Memory(4, 3), torch.ones(1, 3, requires_grad=True)
+    old = memory.rows
+    before = old.clone()
+    memory.update(torch.tensor([2]), z, 0.5)
+    assert torch.equal(old, before)
+    other = Memory(4, 3)
+    other.load_state_dict(memory.state_dict())
+    assert torch.equal(other.rows, memory.rows)
+
+
+def test_a_memory_refuses_images_it_has_no_place_for() -> None:
+    memory = Memory(4, 3)
+    assert memory.of(torch.tensor([], dtype=torch.int64)).shape == (0, 3)
+    with pytest.raises(ValueError, match="image 4 has no place in a memory of 4 rows"):
+        memory.of(torch.tensor([0, 4]))

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from erg.parts.decoder import ConvDecoder, TokenDecoder, from_patches, patches, sincos_positions
+from erg.parts.decoder import (
+    ConvDecoder,
+    TokenDecoder,
+    decoder_for,
+    from_patches,
+    patches,
+    sincos_positions,
+)
 
 
 def numbered(b: int, c: int, h: int, w: int) -> Tensor:
@@ -110,3 +117,11 @@ def test_conv_decoder_gives_images_of_the_size(size: int) -> None:
     assert z.grad is not None
     assert all(p.grad is not None for p in decoder.parameters())
     assert ConvDecoder(5, size, width=8, channels=1)(z).shape == (2, 1, size, size)
+
+
+def test_a_decoder_makes_data_of_the_encoders_kind() -> None:
+    z = torch.randn(2, 5)
+    assert decoder_for(5, 32, image=True, width=8)(z).shape == (2, 3, 32, 32)
+    of_vectors = decoder_for(5, 7, image=False, width=8)
+    assert of_vectors(z).shape == (2, 7)
+    assert [m.out_features for m in of_vectors.modules() if hasattr(m, "out_features")] == [32, 7]

@@ -1,9 +1,13 @@
 """Projectors as the papers draw them."""
 
+import math
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
-from erg.parts.heads import OutputNorm, mlp
+from erg.parts.heads import CosineLinear, OutputNorm, mlp
 from erg.parts.norm import BatchNorm
 
 
@@ -29,6 +33,12 @@ def test_simclrs_projector_has_no_bias() -> None:
     ]  # fmt: skip
 
 
+def test_dinos_projector_has_another_activation_and_no_norm() -> None:
+    assert shape_of(mlp(8, 16, 16, 4, norm=False, activation=nn.GELU)) == [
+        (8, 16, True), "GELU", (16, 16, True), "GELU", (16, 4, True),
+    ]  # fmt: skip
+
+
 def test_without_norm_and_without_hidden_layers() -> None:
     assert shape_of(mlp(8, 16, 4, norm=False)) == [(8, 16, True), "ReLU", (16, 4, True)]
     assert shape_of(mlp(8, 4)) == [(8, 4, True)]
@@ -45,3 +55,30 @@ def test_output_norm_has_a_gain_and_a_still_offset_of_zero() -> None:
     assert norm.bias.grad is None
     centre = norm(torch.randn(6, 4)).detach().mean(0)
     assert torch.allclose(centre, torch.zeros(4), atol=1e-6)
+
+
+def test_cosine_linear_gives_cosines() -> None:
+    torch.manual_seed(0)
+    layer, x = CosineLinear(3, 4).double(), torch.randn(5, 3, dtype=torch.float64)
+    for row, found in zip(x.tolist(), layer(x).tolist(), strict=True):
+        for direction, cosine in zip(layer.weight.tolist(), found, strict=True):
+            dot = sum(a * b for a, b in zip(row, direction, strict=True))
+            norms = math.dist(row, [0] * 3) * math.dist(direction, [0] * 3)
+            assert cosine == pytest.approx(dot / norms, rel=1e-12)
+
+
+def test_cosine_linear_is_a_weight_normalised_layer_of_gain_1() -> None:
+    """On unit inputs, gradients included: only the direction of each row learns."""
+    torch.manual_seed(0)
+    layer, x = CosineLinear(3, 4).double(), torch.randn(5, 3, dtype=torch.float64)
+    x = nn.functional.normalize(x, dim=1)
+    theirs: Any = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4, bias=False).double())
+    with torch.no_grad():
+        theirs.parametrizations.weight.original0.fill_(1)
+        theirs.parametrizations.weight.original1.copy_(layer.weight)
+    for net in (layer, theirs):
+        net(x).pow(3).sum().backward()
+    assert torch.allclose(layer(x), theirs(x), atol=1e-12)
+    grad = theirs.parametrizations.weight.original1.grad
+    assert layer.weight.grad is not None
+    assert torch.allclose(layer.weight.grad, grad, atol=1e-12)

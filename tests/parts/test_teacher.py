@@ -77,6 +77,18 @@ def test_gives_no_gradient_and_uses_its_batch_in_training() -> None:
     assert not torch.equal(teacher.eval()(x), net(x))
 
 
+def test_dropout_is_off_while_batch_norms_use_their_batch() -> None:
+    net = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.BatchNorm1d(64))
+    teacher, x = Teacher(net).train(), torch.randn(8, 3)
+    network: Any = teacher.network
+    assert teacher.training
+    assert [layer.training for layer in network] == [False, False, True]
+    still = nn.functional.batch_norm(network[0](x), None, None, training=True)
+    assert torch.allclose(teacher(x), still, atol=1e-6)
+    teacher.eval()
+    assert not any(module.training for module in teacher.modules())
+
+
 def test_the_student_is_not_saved_twice() -> None:
     class Whole(nn.Module):
         def __init__(self) -> None:

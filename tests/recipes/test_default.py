@@ -2,7 +2,7 @@
 
 import pytest
 
-from erg.recipes.default import Seen, default
+from erg.recipes.default import ON_A_CPU, Seen, default
 
 
 @pytest.mark.parametrize("images", [5, 40, 700, 50_000, 5_000_000])
@@ -42,3 +42,32 @@ def test_the_chosen_encoders_can_be_built_and_suit_their_method() -> None:
 def test_vectors_get_k_means_on_the_vectors_themselves() -> None:
     run, _ = default(Seen(500, 1, False, vectors=7))
     assert (run.method, run.encoder, run.image_size) == ("KMeans", "identity", 7)
+
+
+def test_arguments_of_an_encoder_that_is_chosen_here_come_over_the_choice() -> None:
+    run, _ = default(Seen(500, 32, False), encoder_args={"width": 8})
+    assert run.encoder == "conv"
+    assert run.encoder_args == {"width": 8, "stages": 4}
+
+
+def test_an_autoencoder_takes_many_small_steps_on_a_cpu() -> None:
+    run, why = default(Seen(9000, 128, False), method="DenoisingAutoencoder")
+    assert (run.batch, run.optimiser.lr) == (64, 2e-3)
+    assert any("more steps" in line for line in why)
+    assert default(Seen(9000, 128, True), method="DenoisingAutoencoder")[0].batch == 512
+
+
+def test_what_a_method_wants_on_a_cpu_comes_under_what_is_said() -> None:
+    run, why = default(Seen(9000, 128, False), method="SwAV", method_args={"eps": 0.05})
+    assert run.method_args == {**ON_A_CPU["SwAV"].arguments, "eps": 0.05}
+    assert (run.batch, run.optimiser.lr) == (64, 3e-3)
+    assert any("SwAV for a CPU" in line for line in why)
+    run, why = default(Seen(9000, 128, True), method="SwAV")
+    assert (run.method_args, run.batch) == ({}, 512)
+
+
+@pytest.mark.parametrize("method", ON_A_CPU)
+def test_a_method_for_a_cpu_can_be_built(method: str) -> None:
+    run, why = default(Seen(9000, 128, False), method=method)
+    assert run.build().plan().main
+    assert all(len(line) <= 120 for line in why)

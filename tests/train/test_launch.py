@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from erg.train.fit import fit
 from erg.train.launch import MARKER, leave, relaunch
+from erg.train.run import Run
 
 SMALL = ["--encoder", "conv", "--image-size", "32", "--batch", "24", "--no-report"]
 ERG = [sys.executable, "-m", "erg.cli", "pretrain", "synthetic:120", *SMALL, "--devices", "2"]
@@ -61,3 +64,20 @@ def test_a_worker_leaves_quietly_and_the_parent_hears(tmp_path, monkeypatch) -> 
 def test_several_nodes_are_explained() -> None:
     with pytest.raises(ValueError, match="torchrun --nnodes 2"):
         relaunch(["pretrain", "x"], devices=4, nodes=2)
+
+
+def test_fit_from_python_in_two_processes(tmp_path: Path) -> None:
+    run = Run(
+        method="SimCLR", encoder="conv", encoder_args={"width": 4, "stages": 2}, image_size=16,
+        data="synthetic:120", batch=24, steps=3,
+    )  # fmt: skip
+    fitted = fit(run, out=tmp_path / "run", devices=2)
+    assert fitted.run == run
+    events = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(e)["step"] for e in events if '"kind": "step"' in e] == [1, 2, 3]
+    before = run.build().state_dict()
+    assert any(not torch.equal(v, before[k]) for k, v in fitted.method.state_dict().items())
+    with pytest.raises(ValueError, match="take their data from run"):
+        fit(run, ["a.png"], out=tmp_path / "other", devices=2)
+    with pytest.raises(RuntimeError, match="left with 2"):
+        fit(run, out=tmp_path / "run", devices=2)  # holds a run already

@@ -21,8 +21,10 @@ from erg.train.preempt import Stopped
 from erg.train.run import Optimiser, Run
 from tests.test_every_method import SMALL
 
+VIT = ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2})
 ENCODERS = {
-    "MAE": ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2}),
+    "MAE": VIT,
+    "SimMIM": VIT,
     "KMeans": ("pixels", {"side": 4}),
 }
 
@@ -196,3 +198,19 @@ def test_methods_learn_on_vectors(tmp_path: Path) -> None:
     method = train(loop, RunFolder(tmp_path), observers=(Health(looks=1),))
     distance = np.linalg.norm(centres[:, None] - method.prototypes.detach().numpy(), axis=2)
     assert distance.min(axis=1).max() < 1.0, "a well stands at every centre"
+
+
+def test_a_compiled_encoder_keeps_the_names_of_its_weights(tmp_path: Path) -> None:
+    """Under this stance nothing is really compiled, so that the test is quick."""
+    with torch.compiler.set_stance("force_eager"):
+        loop = trained(a_run(compile=True), tmp_path / "compiled")
+    plain = trained(a_run(), tmp_path / "plain")
+    assert loop.method.encoder._compiled_call_impl is not None
+    assert state_hash(loop.method) == state_hash(plain.method)
+
+
+@pytest.mark.slow
+def test_a_really_compiled_encoder_learns_nearly_the_same(tmp_path: Path) -> None:
+    compiled = trained(a_run(compile=True, steps=2), tmp_path / "compiled").method.state_dict()
+    for name, value in trained(a_run(steps=2), tmp_path / "plain").method.state_dict().items():
+        assert torch.allclose(compiled[name], value, atol=1e-3), name

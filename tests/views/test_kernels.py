@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import erase
 from torchvision.transforms.v2 import functional as tv
 
 from erg.views import kernels
@@ -16,7 +17,9 @@ from erg.views.pixels import Pixels
 from erg.views.plan import (
     BYOL_FIRST,
     BYOL_SECOND,
+    DINO_FIRST,
     DINO_LOCAL,
+    DINO_SECOND,
     LIGHT,
     SIMCLR,
     SIMCLR_SMALL,
@@ -29,6 +32,7 @@ from erg.views.random import Purpose, bits, uniform
 from erg.views.render import draw, render
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN_COLOUR = torch.tensor(MEAN)[:, None, None]
 SIZES = [(32, 32), (1, 1), (3, 200), (200, 3), (17, 23), (61, 40), (2, 2), (150, 97), (1, 9)]
 
 
@@ -44,6 +48,16 @@ def photos(sizes: list[tuple[int, int]]) -> Pixels:
         image[drawn.uniform(size=(height, width)) < 0.05] = drawn.integers(256)
         images.append(image.clip(0, 255).astype(np.uint8))
     return Pixels.pack(images)
+
+
+def rectangle(row: np.ndarray, side: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the cut-out [pixels of the view]."""
+    height, width = (
+        max(round(float(row[c]) * side), 1) for c in (kernels.CUT_HEIGHT, kernels.CUT_WIDTH)
+    )
+    top = math.floor(row[kernels.CUT_TOP] * (side - height + 1))
+    left = math.floor(row[kernels.CUT_LEFT] * (side - width + 1))
+    return top, left, height, width
 
 
 def by_torchvision(image: np.ndarray, row: np.ndarray, side: int) -> Tensor:
@@ -63,20 +77,35 @@ def by_torchvision(image: np.ndarray, row: np.ndarray, side: int) -> Tensor:
     if row[kernels.BLUR]:
         taps = max(side // 10 + (side // 10 + 1) % 2, 3)
         data = tv.gaussian_blur(data, [taps, taps], [float(row[kernels.SIGMA])] * 2)
-    return tv.solarize(data, 0.5) if row[kernels.SOLARISE] else data
+    if row[kernels.SOLARISE]:
+        data = tv.solarize(data, 0.5)
+    return erase(data, *rectangle(row, side), v=MEAN_COLOUR) if row[kernels.CUT] else data
+
+
+def drawn_for(pixels: Pixels, augmentation: Augmentation, seed: int) -> np.ndarray:
+    index = np.arange(len(pixels.height))
+    return draw(pixels, augmentation, view=0, geometry=0, seed=seed, epoch=0, index=index)
+
+
+def rendered(
+    pixels: Pixels, augmentation: Augmentation, side: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters, and views as the kernels normalise them [b s s 3]."""
+    index = np.arange(len(pixels.height))
+    params = drawn_for(pixels, augmentation, seed)
+    out = np.full((len(index), side, side, 3), np.nan, dtype=np.float32)
+    render(pixels, params, augmentation, view=0, seed=seed, epoch=0, index=index, mean=MEAN,
+           std=STD, out=out)  # fmt: skip
+    return params, out
 
 
 def compare(pixels: Pixels, augmentation: Augmentation, side: int, seed: int = 0) -> float:
     """Largest mean absolute error of any image [fraction of the full range]."""
-    index = np.arange(len(pixels.height))
-    params = draw(pixels, augmentation, view=0, geometry=0, seed=seed, epoch=0, index=index)
-    out = np.full((len(index), side, side, 3), np.nan, dtype=np.float32)
-    render(pixels, params, augmentation, view=0, seed=seed, epoch=0, index=index, mean=MEAN,
-           std=STD, out=out)  # fmt: skip
+    params, out = rendered(pixels, augmentation, side, seed)
     worst = 0.0
-    for i in index:
-        expected = by_torchvision(pixels.image(i), params[i], side).permute(1, 2, 0).numpy()
-        made = out[i] * np.float32(STD) + np.float32(MEAN)
+    for i, row in enumerate(params):
+        expected = by_torchvision(pixels.image(i), row, side).permute(1, 2, 0).numpy()
+        made = out[i] * np.array(STD, np.float32) + np.array(MEAN, np.float32)
         worst = max(worst, float(np.abs(made - expected).mean()))
     return worst
 
@@ -95,6 +124,8 @@ ALONE = {
     "blur": replace(WHOLE, blur=1.0),
     "strong blur": replace(WHOLE, blur=1.0, sigma=(5.0, 9.0)),
     "solarise": replace(WHOLE, solarise=1.0),
+    "cut-out": replace(LIGHT, turns=None, cutout=1.0),
+    "large cut-out": replace(WHOLE, cutout=1.0, cutout_area=(0.4, 1.0), cutout_ratio=(0.1, 10.0)),
 }
 
 
@@ -111,15 +142,34 @@ RECIPES = {
     "BYOL_SECOND": (BYOL_SECOND, 96),
     "SWAV_GLOBAL": (SWAV_GLOBAL, 224),
     "SWAV_LOCAL": (SWAV_LOCAL, 40),
-    "DINO_LOCAL": (replace(DINO_LOCAL, turns=None), 28),
+    "DINO_FIRST": (DINO_FIRST, 96),
+    "DINO_SECOND": (DINO_SECOND, 96),
+    "DINO_LOCAL": (DINO_LOCAL, 28),
+    "with cut-out": (replace(BYOL_SECOND, turns=None, cutout=0.5), 33),
 }
+RAGGED = [*SIZES * 3, (500, 333), (256, 256), (700, 301)]
+STEPS = {"flip": kernels.FLIP, "jitter": kernels.JITTER, "grey": kernels.GREY,
+         "blur": kernels.BLUR, "solarise": kernels.SOLARISE, "cutout": kernels.CUT}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_equal_torchvision(name: str) -> None:
     augmentation, side = RECIPES[name]
-    sizes = SIZES * 3 + [(500, 333)] if side < 200 else [*SIZES, (256, 256), (700, 301)]
-    assert compare(photos(sizes), augmentation, side, seed=3) < 1e-5
+    assert compare(photos(RAGGED), augmentation, side, seed=3) < 1e-5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_compared_in_all_their_steps(name: str) -> None:
+    """Every step is on in some image and off in another, and crops are enlarged and shrunk."""
+    augmentation, side = RECIPES[name]
+    params = drawn_for(photos(RAGGED), augmentation, seed=3)
+    for step, column in STEPS.items():
+        probability = getattr(augmentation, step)
+        assert (params[:, column] == 1).any() == (probability > 0), step
+        assert (params[:, column] == 0).any() == (probability < 1), step
+    box = params[:, [kernels.HEIGHT, kernels.WIDTH]]
+    assert (box < side).all(axis=1).any()
+    assert (box > side).all(axis=1).any()
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 20])
@@ -130,14 +180,60 @@ def test_small_views_equal_torchvision(side: int) -> None:
 
 
 def test_sigma_too_small_to_see_leaves_the_image() -> None:
-    pixels, index = photos([(20, 20)]), np.zeros(1, dtype=np.int64)
-    made = []
-    for augmentation in (WHOLE, replace(WHOLE, blur=1.0, sigma=(0.0, 0.0))):
-        params = draw(pixels, augmentation, view=0, geometry=0, seed=0, epoch=0, index=index)
-        made.append(np.empty((1, 20, 20, 3), dtype=np.float32))
-        render(pixels, params, augmentation, view=0, seed=0, epoch=0, index=index, mean=MEAN,
-               std=STD, out=made[-1])  # fmt: skip
-    assert np.array_equal(made[0], made[1])
+    pixels = photos([(20, 20)])
+    _, plain = rendered(pixels, WHOLE, 20)
+    _, blurred = rendered(pixels, replace(WHOLE, blur=1.0, sigma=(0.0, 0.0)), 20)
+    assert np.array_equal(plain, blurred)
+
+
+@pytest.mark.parametrize("side", [1, 5, 32])
+def test_cut_out_is_the_mean_colour_and_nothing_else_changes(side: int) -> None:
+    pixels = photos([(40, 30)] * 64)
+    augmentation = replace(LIGHT, turns=None, cutout=0.7)
+    params, cut = rendered(pixels, augmentation, side)
+    _, whole = rendered(pixels, replace(augmentation, cutout=0.0), side)
+    seen = set()
+    for row, before, after in zip(params, whole, cut, strict=True):
+        expected = before.copy()
+        if row[kernels.CUT]:
+            top, left, height, width = rectangle(row, side)
+            assert 0 <= top <= side - height
+            assert 0 <= left <= side - width
+            for y in range(top, top + height):
+                for x in range(left, left + width):
+                    expected[y, x] = 0.0
+            seen.add((row[kernels.FLIP], row[kernels.TURNS]))
+        assert np.array_equal(after, expected)
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("side", [6, 7])
+def test_noise_equals_plain_python(side: int) -> None:
+    """Box and Muller on the numbers of random.py, in planes [3, x, y]."""
+    pixels = photos([(9, 9)] * 2)
+    _, clean = rendered(pixels, WHOLE, side, seed=5)
+    _, noisy = rendered(pixels, replace(WHOLE, noise=0.2), side, seed=5)
+    values = 3 * side * side
+    half = (values + 1) // 2
+    for image in range(2):
+        planes = np.empty(2 * half)
+        for i in range(half):
+            word = int(bits(5, 0, image, 0, Purpose.NOISE, i))
+            radius = 0.2 * math.sqrt(-2 * math.log(((word >> 32) + 0.5) / 2**32))
+            angle = 2 * math.pi * (word % 2**32) / 2**32
+            planes[i], planes[half + i] = radius * math.cos(angle), radius * math.sin(angle)
+        expected = planes[:values].reshape(3, side, side).transpose(2, 1, 0) / STD
+        np.testing.assert_allclose(noisy[image] - clean[image], expected, atol=2e-6)
+
+
+def test_zeroed_pixels_equal_plain_numpy() -> None:
+    side, pixels = 7, photos([(9, 9)] * 2)
+    _, clean = rendered(pixels, WHOLE, side, seed=5)
+    _, zeroed = rendered(pixels, replace(WHOLE, zeroed=0.4), side, seed=5)
+    for image in range(2):
+        drawn = uniform(5, 0, image, 0, Purpose.ZEROED, np.arange(side * side))
+        off = drawn.reshape(side, side).T < 0.4  # planes [x, y]
+        assert np.array_equal(zeroed[image], np.where(off[..., None], np.float32(0), clean[image]))
 
 
 def naive_draw(size: tuple[int, int], a: Augmentation, words: tuple[int, ...], own: int) -> list:
@@ -179,17 +275,29 @@ def naive_draw(size: tuple[int, int], a: Augmentation, words: tuple[int, ...], o
     row = [top, left, h, w, number(Purpose.FLIP, 0) < a.flip, turns]
     row += [number(Purpose.JITTER, 0) < a.jitter, *order, *factors, hue]
     row += [number(Purpose.GREY, 0) < a.grey, number(Purpose.BLUR, 0) < a.blur, sigma]
-    return [*row, number(Purpose.SOLARISE, 0) < a.solarise]
+    row += [number(Purpose.SOLARISE, 0) < a.solarise]
+    low, high = math.log(a.cutout_ratio[0]), math.log(a.cutout_ratio[1])
+    for k in range(1, 41, 4):
+        u = [number(Purpose.CUTOUT, k + j, own) for j in range(4)]
+        area = a.cutout_area[0] + (a.cutout_area[1] - a.cutout_area[0]) * u[0]
+        ratio = math.exp(low + (high - low) * u[1])
+        h, w = math.sqrt(area / ratio), math.sqrt(area * ratio)
+        if h < 1 and w < 1 and number(Purpose.CUTOUT, 0, own) < a.cutout:
+            return [*row, True, u[2], u[3], h, w]
+    return [*row, *[0] * 5]
 
 
 def test_draw_equals_plain_python() -> None:
     sizes = SIZES * 4 + [(300, 400)]
-    augmentation = replace(BYOL_SECOND, turns=None, hue=0.3)
+    augmentation = replace(
+        BYOL_SECOND, turns=None, hue=0.3, cutout=0.6, cutout_area=(0.3, 1.0), cutout_ratio=(0.2, 2)
+    )
     index = np.arange(len(sizes)) * 17 + 3
     params = draw(photos(sizes), augmentation, view=4, geometry=1, seed=-8, epoch=6, index=index)
     for size, image, row in zip(sizes, index, params, strict=True):
         expected = naive_draw(size, augmentation, (-8, 6, int(image), 1), 4)
         np.testing.assert_allclose(row, np.array(expected, dtype=float), rtol=1e-14)
+    assert 0 < params[:, kernels.CUT].sum() < len(sizes)
 
 
 def drawn(augmentation: Augmentation, n: int = 20_000, size: int = 128) -> np.ndarray:
@@ -200,15 +308,15 @@ def drawn(augmentation: Augmentation, n: int = 20_000, size: int = 128) -> np.nd
 
 
 def test_probabilities_of_draws() -> None:
-    params = drawn(replace(BYOL_SECOND, flip=0.3, turns=None))
+    params = drawn(replace(BYOL_SECOND, flip=0.3, turns=None, cutout=0.4))
     wanted = [(kernels.FLIP, 0.3), (kernels.JITTER, 0.8), (kernels.GREY, 0.2),
-              (kernels.BLUR, 0.1), (kernels.SOLARISE, 0.2)]  # fmt: skip
+              (kernels.BLUR, 0.1), (kernels.SOLARISE, 0.2), (kernels.CUT, 0.4)]  # fmt: skip
     for column, probability in wanted:
         assert set(np.unique(params[:, column])) == {0.0, 1.0}
         spread = math.sqrt(probability * (1 - probability) / len(params))
         assert abs(params[:, column].mean() - probability) < 4 * spread
     on = params[:, [column for column, _ in wanted]]
-    assert np.abs(np.corrcoef(on.T) - np.eye(5)).max() < 4.5 / math.sqrt(len(params))
+    assert np.abs(np.corrcoef(on.T) - np.eye(6)).max() < 4.5 / math.sqrt(len(params))
     turns = np.bincount(params[:, kernels.TURNS].astype(int), minlength=4)
     assert ((turns - 5000) ** 2 / 5000).sum() < 16.3  # chi-square, 3, p = 0.001
     orders = np.unique(params[:, kernels.FIRST : kernels.FOURTH + 1], axis=0, return_counts=True)
@@ -245,6 +353,25 @@ def test_crops_stay_inside_and_have_the_area_asked_for() -> None:
     assert abs(ratio.mean()) < 0.005
 
 
+def test_cut_outs_have_the_area_and_the_place_asked_for() -> None:
+    params = drawn(replace(WHOLE, cutout=1.0, cutout_area=(0.1, 0.3), cutout_ratio=(0.5, 2.0)))
+    top, left, height, width = params[:, kernels.CUT_TOP : kernels.CUT_WIDTH + 1].T
+    assert (params[:, kernels.CUT] == 1).all()
+    ratio = np.log2(width / height)
+    for value, low, high in [(height * width, 0.1, 0.3), (ratio, -1, 1), (top, 0, 1), (left, 0, 1)]:
+        unit = np.sort((value - low) / (high - low))
+        assert unit[0] > -1e-12
+        assert unit[-1] < 1 + 1e-12
+        assert np.abs(unit - np.arange(len(unit)) / len(unit)).max() < 1.95 / len(unit) ** 0.5
+    together = np.corrcoef([height * width, ratio, top, left]) - np.eye(4)
+    assert np.abs(together).max() < 4.5 / math.sqrt(len(params))
+
+
+def test_a_cut_out_that_never_fits_is_none() -> None:
+    long = replace(WHOLE, cutout=1.0, cutout_area=(0.5, 0.5), cutout_ratio=(3.0, 3.0))
+    assert (drawn(long, n=100)[:, kernels.CUT :] == 0).all()
+
+
 def test_no_crop_is_the_largest_centred_square() -> None:
     index = np.arange(len(SIZES))
     params = draw(photos(SIZES), WHOLE, view=0, geometry=0, seed=0, epoch=0, index=index)
@@ -259,7 +386,8 @@ def test_hash_and_purposes_equal_those_of_random() -> None:
         made = kernels.key(*(np.uint64(word) for word in words))
         assert int(made) == int(bits(*words))
         assert int(kernels.chain(np.uint64(made), np.uint64(4))) == int(bits(*words, 4))
-    names = ("CROP", "FLIP", "TURNS", "JITTER", "GREY", "BLUR", "SOLARISE", "NOISE", "ZEROED")
+    names = ("CROP", "FLIP", "TURNS", "JITTER", "GREY", "BLUR", "SOLARISE", "NOISE", "ZEROED",
+             "CUTOUT")  # fmt: skip
     for name in names:
         assert getattr(kernels, f"_{name}") == Purpose[name]
 
@@ -273,6 +401,19 @@ def test_numbers_equal_those_of_numpy() -> None:
     for u in np.linspace(0, 1, 997, endpoint=False):
         expected = (math.cos(2 * math.pi * u), math.sin(2 * math.pi * u))
         assert kernels.circle(u) == pytest.approx(expected, abs=2e-15)
+
+
+def test_bfloat16_rounds_to_the_nearest_and_ties_to_even() -> None:
+    kernels.compile_kernels()
+    drawn = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint64)
+    upper = drawn[:500] >> 16 << 16
+    words = np.concatenate([drawn, upper, upper + 0x7FFF, upper + 0x8000, upper + 0x8001])
+    values = words.astype(np.uint32).view(np.float32)
+    ends = np.array([0, -0.0, np.inf, -np.inf], dtype=np.float32)
+    values = np.append(values[np.isfinite(values)], ends)
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
+    made = np.array([kernels._bfloat16(value) for value in values], dtype=np.uint16)
+    assert np.array_equal(made.view(np.int16), expected)
 
 
 def test_import_does_not_compile() -> None:

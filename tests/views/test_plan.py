@@ -31,6 +31,7 @@ def test_presets_are_the_recipes(
     view = getattr(plans, name)
     assert tuple(getattr(view, c) for c in COLOURS) == colours
     assert (view.blur, view.solarise, view.crop) == (blur, solarise, crop)
+    assert (view.cutout, view.noise, view.zeroed, view.turns) == (0, 0, 0, 0)
     assert (view.flip, view.ratio, view.sigma) == (0.5, (3 / 4, 4 / 3), (0.1, 2.0))
     assert view.pixels(224) == (96 if name.endswith("LOCAL") else 224)
 
@@ -44,7 +45,7 @@ def test_small_images_get_half_the_strength_and_no_blur() -> None:
 def test_evaluation_is_not_random() -> None:
     assert whole() == Plan(main=(WHOLE,), pairs="alone")
     assert WHOLE.crop is None
-    random = ("flip", *COLOURS, "blur", "solarise", "noise", "zeroed")
+    random = ("flip", *COLOURS, "blur", "solarise", "cutout", "noise", "zeroed")
     assert all(getattr(WHOLE, name) == 0 for name in random)
     assert (WHOLE.turns, WHOLE.mask) == (0, None)
 
@@ -83,6 +84,13 @@ def test_masking_hides_a_rounded_share(grid: tuple[int, int], ratio: float, hidd
         ({"crop": (0.0, 1.0)}, "0 < low <= high <= 1"),
         ({"crop": (0.5, 0.3)}, "0 < low <= high <= 1"),
         ({"crop": (0.5, 1.1)}, "0 < low <= high <= 1"),
+        ({"cutout": 1.1}, "cutout is a probability"),
+        ({"cutout_area": (0.0, 0.3)}, "cutout_area should be 0 < low <= high <= 1"),
+        ({"cutout_area": (0.3, 0.2)}, "cutout_area should be 0 < low <= high <= 1"),
+        ({"cutout_area": (0.3, 1.2)}, "cutout_area should be 0 < low <= high <= 1"),
+        ({"cutout_ratio": (0.0, 2.0)}, "cutout_ratio should be 0 < low <= high"),
+        ({"cutout_ratio": (2.0, 1.0)}, "cutout_ratio should be 0 < low <= high"),
+        ({"ratio": (-1.0, 1.0)}, "ratio should be 0 < low <= high"),
         ({"hue": 0.6}, r"hue should be in \[0, 0.5\]"),
         ({"hue": -0.1}, r"hue should be in \[0, 0.5\]"),
     ],

@@ -28,11 +28,11 @@ def test_values_are_frozen() -> None:
 
 
 def test_purposes_are_frozen() -> None:
-    values = {purpose.name: int(purpose) for purpose in Purpose}
-    assert values["ORDER"] == 0
-    assert values["CROP"] == 1
-    assert values["MASK"] == 10
-    assert values["WEIGHTS"] == 11
+    names = ["ORDER", "CROP", "FLIP", "TURNS", "JITTER", "GREY", "BLUR", "SOLARISE", "NOISE",
+             "ZEROED", "MASK", "WEIGHTS", "STEP", "CUTOUT"]  # fmt: skip
+    assert [(purpose.name, int(purpose)) for purpose in Purpose] == [
+        (name, value) for value, name in enumerate(names)
+    ]
 
 
 def test_equals_plain_integers() -> None:

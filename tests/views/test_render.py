@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +22,18 @@ from erg.views.plan import (
     DINO_LOCAL,
     DINO_SECOND,
     LIGHT,
+    SIMCLR,
     WHOLE,
     Augmentation,
     Masking,
     Plan,
     two_views,
 )
-from erg.views.render import make_view, make_views
-from erg.views.types import View
+from erg.views.render import draw, make_view, make_views, render
+from erg.views.types import Output, View
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-EVERYTHING = replace(BYOL_SECOND, blur=0.5, turns=None, noise=0.1, zeroed=0.1)
+EVERYTHING = replace(BYOL_SECOND, blur=0.5, turns=None, cutout=0.5, noise=0.1, zeroed=0.1)
 SIZES = [
     (20, 31),
     (64, 40),
@@ -55,7 +58,7 @@ def some(pixels: Pixels, rows: list[int]) -> Pixels:
     return Pixels(pixels.flat, pixels.offset[rows], pixels.height[rows], pixels.width[rows])
 
 
-def make(augmentation: Augmentation, rows: list[int] | None = None, **changed: object) -> View:
+def make(augmentation: Augmentation, rows: list[int] | None = None, **changed: Any) -> View:
     rows = list(range(len(SIZES))) if rows is None else rows
     arguments: dict = {"view": 0, "geometry": 0, "seed": 2, "epoch": 1, "image_size": 32}
     arguments |= {"mean": MEAN, "std": STD, "index": INDEX[rows]}
@@ -81,6 +84,131 @@ def test_batches_change_no_bit() -> None:
         assert apart.made is not None
         assert together.made is not None
         assert torch.equal(apart.made.box, together.made.box[rows])
+
+
+# Of the views before there were cut-outs and other forms than float32: no default changed a bit.
+KNOWN = {
+    "SIMCLR": (SIMCLR, 0x6D841459),
+    "BYOL_SECOND": (BYOL_SECOND, 0x98881990),
+    "DINO_LOCAL": (DINO_LOCAL, 0x7FF67FBA),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_presets_make_the_bits_they_always_made(name: str) -> None:
+    waves = []
+    for k, (height, width) in enumerate([(40, 40), (7, 90), (90, 7), (64, 33), (1, 1), (120, 150)]):
+        for number in (k, k + 6):
+            y, x, c = np.ogrid[:height, :width, :3]
+            wave = 3 * y + 5 * x + x * y // 7 + 60 * c + 37 * number
+            waves.append((number, (wave % 256).astype(np.uint8)))
+    pixels = Pixels.pack([image for _, image in sorted(waves, key=lambda item: item[0])])
+    augmentation, known = KNOWN[name]
+    view = make_view(
+        pixels, augmentation, view=1, geometry=1, seed=7, epoch=3, index=100 + 17 * np.arange(12),
+        image_size=64, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+    )  # fmt: skip
+    assert zlib.crc32(view.data.permute(0, 2, 3, 1).numpy().tobytes()) == known
+
+
+@pytest.mark.parametrize("side", [32, 21])
+@pytest.mark.parametrize("augmentation", [EVERYTHING, SIMCLR, DINO_LOCAL])
+def test_bfloat16_is_float32_rounded_bit_for_bit(augmentation: Augmentation, side: int) -> None:
+    full = make(augmentation, image_size=side)
+    half = make(augmentation, image_size=side, output="bfloat16")
+    assert half.data.dtype == torch.bfloat16
+    assert half.data.is_contiguous(memory_format=torch.channels_last)
+    expected = full.data.to(torch.bfloat16)
+    assert torch.equal(half.data.view(torch.int16), expected.view(torch.int16))
+    assert (half.mean, half.std, half.raw) == (MEAN, STD, False)
+    assert torch.allclose(half.unit(), full.unit(), atol=2**-8)
+
+
+QUIET = replace(EVERYTHING, noise=0.0)
+
+
+@pytest.mark.parametrize("side", [32, 21])
+@pytest.mark.parametrize("augmentation", [QUIET, SIMCLR, BYOL_SECOND, DINO_LOCAL])
+def test_bytes_become_the_float32_view_where_they_arrive(
+    augmentation: Augmentation, side: int
+) -> None:
+    full = make(augmentation, image_size=side)
+    raw = make(augmentation, image_size=side, output="uint8")
+    assert raw.raw
+    assert raw.data.dtype == torch.uint8
+    assert raw.data.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(raw.unit(), full.unit(), atol=0.5 / 255 + 1e-6)
+    arrived = raw.to("cpu", torch.float32)
+    error = (arrived.data - full.data).abs().amax(dim=(0, 2, 3))
+    bound = 0.5 / 255 / torch.tensor(STD)
+    assert (error <= bound + 1e-5).all()
+    assert (error > 0.9 * bound).all(), "something is rounded"
+
+
+def test_bytes_are_rounded_to_the_nearest() -> None:
+    plain: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    values = make(SIMCLR, **plain).data.numpy()
+    expected = np.floor(np.clip(values, 0, 1) * np.float32(255) + np.float32(0.5))
+    assert np.array_equal(make(SIMCLR, **plain, output="uint8").data.numpy(), expected)
+    pixels = images([(24, 24)])
+    whole = make_view(pixels, WHOLE, view=0, geometry=0, seed=0, epoch=0, index=np.zeros(1, int),
+                      image_size=24, mean=MEAN, std=STD, output="uint8")  # fmt: skip
+    assert np.array_equal(whole.data[0].permute(1, 2, 0).numpy(), pixels.image(0))
+
+
+@pytest.mark.parametrize("output", ["bfloat16", "uint8"])
+def test_threads_and_batches_change_no_bit_of_any_output(output: Output) -> None:
+    alone = make(QUIET, output=output)
+    with ThreadPoolExecutor(3) as pool:
+        assert torch.equal(make(QUIET, output=output, pool=pool).data, alone.data)
+    assert torch.equal(make(QUIET, [6, 2], output=output).data, alone.data[[6, 2]])
+    assert make(QUIET, [], output=output).data.shape == (0, 3, 32, 32)
+
+
+def test_bytes_hold_no_noise() -> None:
+    noisy = replace(LIGHT, noise=0.1)
+    with pytest.raises(ValueError, match=r"noise of 0\.1 .* uint8 would clip\. Make it in float32"):
+        make(noisy, output="uint8")
+    clean, noised = make_plan(Plan(main=(LIGHT, noisy)), output="uint8").main
+    assert clean.data.dtype == torch.uint8
+    assert noised.data.dtype == torch.float32
+    assert torch.equal(noised.data, make(noisy, view=1, geometry=1).data)
+
+
+def test_plans_are_made_in_the_form_asked_for() -> None:
+    plan = Plan(main=(DINO_FIRST,), local=(DINO_LOCAL,))
+    for output, dtype in (("bfloat16", torch.bfloat16), ("uint8", torch.uint8)):
+        views = make_plan(plan, output=output)
+        assert [view.data.dtype for view in (*views.main, *views.local)] == [dtype, dtype]
+
+
+@pytest.mark.parametrize(
+    ("output", "memory"), [("float32", np.float32), ("bfloat16", np.uint16), ("uint8", np.uint8)]
+)
+def test_memory_that_is_given_is_filled_or_refused(output: Output, memory: type) -> None:
+    out = np.full((7, 32, 32, 3), 77, dtype=memory)
+    view = make(LIGHT, output=output, out=out)
+    assert view.data.data_ptr() == out.ctypes.data
+    assert torch.equal(view.data, make(LIGHT, output=output).data)
+    wrong = [
+        out.astype(np.float64),
+        out.astype(np.uint8 if memory is not np.uint8 else np.float32),
+        np.empty((7, 32, 31, 3), dtype=memory),
+        np.empty((7, 32, 64, 3), dtype=memory)[:, :, ::2],
+        np.asfortranarray(out),
+    ]
+    for bad in wrong:
+        with pytest.raises(ValueError, match=rf"Give contiguous {out.dtype} \(7, 32, 32, 3\)"):
+            make(LIGHT, output=output, out=bad)
+
+
+def test_render_refuses_other_numbers() -> None:
+    params = draw(PIXELS, LIGHT, view=0, geometry=0, seed=2, epoch=1, index=INDEX)
+    for dtype in (np.float64, np.int16, np.float16):
+        out = np.empty((7, 32, 32, 3), dtype=dtype)
+        with pytest.raises(ValueError, match=r"Give float32, uint16 \(for bfloat16\) or uint8"):
+            render(PIXELS, params, LIGHT, view=0, seed=2, epoch=1, index=INDEX, mean=MEAN, std=STD,
+                   out=out)  # fmt: skip
 
 
 def test_data_is_channels_last_memory_without_a_copy() -> None:
@@ -138,7 +266,10 @@ def test_how_tells_the_sources() -> None:
 
 def test_epochs_seeds_views_and_images_differ() -> None:
     first = make(LIGHT).data
-    for changed in ({"epoch": 2}, {"seed": 3}, {"geometry": 1}, {"index": INDEX + 1}):
+    others: list[dict[str, Any]] = [
+        {"epoch": 2}, {"seed": 3}, {"geometry": 1}, {"index": INDEX + 1},
+    ]  # fmt: skip
+    for changed in others:
         other = make(LIGHT, **changed).data
         assert not torch.equal(first[3], other[3])
     assert torch.equal(first, make(LIGHT, view=1).data)  # `view` is not in crop, flip and colours
@@ -186,9 +317,10 @@ def test_mask_is_that_of_the_view() -> None:
     assert torch.equal(view.mask.hidden, random_mask(masking, 2, 1, INDEX, 3).hidden)
 
 
-def make_plan(plan: Plan, **changed: object):
-    arguments: dict = {"seed": 2, "epoch": 1, "step": 9, "image_size": 32, "index": INDEX}
-    return make_views(PIXELS, plan, **(arguments | {"mean": MEAN, "std": STD} | changed))
+def make_plan(plan: Plan, **changed: Any):
+    arguments: dict[str, Any] = {"seed": 2, "epoch": 1, "step": 9, "image_size": 32}
+    arguments |= {"index": INDEX, "mean": MEAN, "std": STD}
+    return make_views(PIXELS, plan, **(arguments | changed))
 
 
 def test_plan_of_two_views() -> None:
@@ -226,6 +358,20 @@ def test_same_as_repeats_crop_flip_and_colours() -> None:
     assert noise.std() == pytest.approx(0.1, rel=0.03)
 
 
+def test_a_cut_out_is_the_views_own() -> None:
+    rows = [3] * 32
+    plan = Plan(main=(SIMCLR, Augmentation(cutout=0.5, same_as=0)))
+    whole, cut = make_views(some(PIXELS, rows), plan, seed=0, epoch=0, step=0, index=np.arange(32),
+                            image_size=32, mean=MEAN, std=STD).main  # fmt: skip
+    changed = (whole.data != cut.data).flatten(1).any(dim=1)
+    assert 5 < int(changed.sum()) < 27
+    hidden = (cut.data == 0).all(dim=1, keepdim=True)
+    assert torch.equal(cut.data, whole.data * ~hidden)
+    area = hidden.double().mean(dim=(1, 2, 3))[changed]
+    assert float(area.min()) > 0.01
+    assert float(area.max()) < 0.36
+
+
 def test_reads_memory_maps_and_compiles_nothing_for_them(tmp_path: Path) -> None:
     PIXELS.flat.tofile(tmp_path / "images.bin")
     flat = np.memmap(tmp_path / "images.bin", dtype=np.uint8, mode="r")
@@ -252,11 +398,14 @@ def test_no_index_leaves_its_array_and_other_processors_give_the_same_bits(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
     code = (
-        "import hashlib, runpy, sys\n"
+        "import hashlib, runpy, sys, torch\n"
         "tests = runpy.run_path(sys.argv[1])\n"
         "for side in (1, 2, 7, 32, 224):\n"
-        "    data = tests['make'](tests['EVERYTHING'], image_size=side).data\n"
-        "    print(hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest())\n"
+        "    for output in ('float32', 'bfloat16', 'uint8'):\n"
+        "        recipe = tests['EVERYTHING' if output != 'uint8' else 'QUIET']\n"
+        "        data = tests['make'](recipe, image_size=side, output=output).data\n"
+        "        data = data.permute(0, 2, 3, 1).view(torch.uint8)\n"
+        "        print(hashlib.sha256(data.numpy().tobytes()).hexdigest())\n"
     )
     hashes = []
     for number, changed in enumerate(({}, settings)):
@@ -268,7 +417,7 @@ def test_no_index_leaves_its_array_and_other_processors_give_the_same_bits(
             text=True,
         )
         hashes.append(done.stdout.split())
-    assert len(hashes[0]) == 5
+    assert len(hashes[0]) == 15
     assert hashes[0] == hashes[1]
 
 
@@ -281,7 +430,7 @@ def test_empty_batch() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"offset": PIXELS.offset + 1}, "outside the buffer"),
+        ({"offset": PIXELS.offset + 1}, "image 6 of the batch, row 8 of the manifest"),
         ({"offset": PIXELS.offset - 1}, "outside the buffer"),
         ({"height": PIXELS.height * 0}, "is empty"),
         ({"width": PIXELS.width[:-1]}, "widths"),

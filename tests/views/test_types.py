@@ -79,6 +79,107 @@ def test_unit_undoes_the_normalisation() -> None:
     assert vector.unit() is vector.data
 
 
+def a_raw_view(b: int = 2, side: int = 4) -> View:
+    """Every byte at least once, in channels-last memory."""
+    data = torch.arange(b * side * side * 3).remainder(256).to(torch.uint8)
+    image = data.view(b, side, side, 3).permute(0, 3, 1, 2)
+    return dataclasses.replace(a_view(b, side=side), data=image)
+
+
+def normalised(view: View) -> Tensor:
+    """What the kernels make of the same pixels, pixel by pixel, in float64."""
+    expected = torch.empty(view.data.shape, dtype=torch.float64)
+    for c in range(3):
+        for place in range(expected[:, c].numel()):
+            value = int(view.data[:, c].reshape(-1)[place])
+            item, pixel = divmod(place, expected[0, 0].numel())
+            expected[item, c].view(-1)[pixel] = (value / 255 - MEAN[c]) / STD[c]
+    return expected
+
+
+def test_bytes_are_normalised_when_moved_and_only_once() -> None:
+    view = a_raw_view(side=10)
+    assert view.raw
+    expected = normalised(view)
+    for moved in (view.to("cpu"), view.to(torch.float32), view.to(device="cpu", dtype=None)):
+        assert not moved.raw
+        assert moved.data.dtype == torch.float32
+        assert moved.data.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(moved.data.double(), expected, atol=1e-6)
+        assert torch.equal(moved.to("cpu", torch.float32).data, moved.data)
+        assert torch.equal(moved.unit(), moved.to("cpu").unit())
+    double = view.to(dtype=torch.float64)
+    assert torch.allclose(double.data, expected, atol=1e-13)
+    half = view.to("cpu", torch.bfloat16, non_blocking=True)
+    assert torch.equal(half.data, view.to(torch.float32).data.to(torch.bfloat16))
+    assert view.made is not None
+    assert half.made is not None
+    assert torch.equal(half.made.turns, view.made.turns)
+
+
+def test_bytes_of_all_views_are_normalised() -> None:
+    view = a_raw_view()
+    moved = Views((view, view.to("cpu")), torch.arange(2), local=(view,)).to("cpu", torch.float32)
+    first, second, local = (*moved.main, *moved.local)
+    assert torch.equal(first.data, second.data)
+    assert torch.equal(first.data, local.data)
+    assert first.data.dtype == torch.float32
+
+
+def test_bytes_without_a_scale_are_left_alone() -> None:
+    view = View(torch.arange(6, dtype=torch.uint8).view(2, 3))
+    assert not view.raw
+    assert view.to("cpu", torch.float32).data.dtype == torch.uint8
+    assert view.unit() is view.data
+
+
+def test_unit_is_right_for_every_form() -> None:
+    view = a_raw_view(side=10)
+    expected = view.data.double() / 255
+    assert torch.allclose(view.unit().double(), expected, atol=1e-7)
+    assert torch.allclose(view.to(torch.float32).unit().double(), expected, atol=1e-6)
+    half = view.to(torch.bfloat16).unit()
+    assert view.unit().dtype == half.dtype == torch.float32
+    # Nothing is lost beyond the rounding of the data themselves, to 8 bits.
+    bound = view.to(torch.float64).data.abs() * 2**-8 * torch.tensor(STD)[:, None, None] + 1e-6
+    assert ((half - expected).abs() <= bound).all()
+
+
+def test_scales_made_for_evaluation_serve_training() -> None:
+    view = dataclasses.replace(a_raw_view(), mean=(0.11, 0.12, 0.13))  # not seen before
+    with torch.inference_mode():
+        view.to("cpu").unit()
+    data = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    view.with_data(data).unit().sum().backward()
+    assert data.grad is not None
+    assert torch.allclose(data.grad[0, :, 0, 0], torch.tensor(STD))
+
+
+def test_pin_reaches_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pinned memory needs a GPU; here a copy stands for it.
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    whole = Views((a_view(), a_raw_view(4)), torch.arange(4), local=(a_view(),), step=7)
+    made = whole.pin()
+    held = [made.index]
+    for view in (*made.main, *made.local):
+        assert view.made is not None
+        assert view.mask is not None
+        assert view.made.order is not None
+        assert view.length is not None
+        held += [view.data, view.made.box, view.made.flip, view.made.turns, view.made.source,
+                 view.made.order, view.mask.hidden, view.length]  # fmt: skip
+    assert {id(tensor) for tensor in held} == {id(tensor) for tensor in pinned}
+    assert len(held) == 25
+    assert made.step == 7
+    assert torch.equal(made.main[1].data, whole.main[1].data)
+
+
 def test_roll_and_take_keep_items_together() -> None:
     view = a_view()
     assert items(view) == [{0}, {1}, {2}, {3}]
@@ -210,6 +311,18 @@ def test_contrast_is_a_function_of_the_step_and_moves_no_generator() -> None:
     for a, b, c in zip(first, again, later, strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
+
+
+def test_contrast_of_bytes_is_that_of_their_range() -> None:
+    view = a_raw_view(16, side=8)
+    whole = Views((view,), torch.arange(16), pairing="alone")
+    for _, other in whole.mismatched():
+        assert isinstance(other, View)
+        assert other.raw
+        assert other.data.shape == view.data.shape
+        assert float(other.data.float().mean()) == pytest.approx(127.5, abs=5)
+        assert float(other.data.float().std()) == pytest.approx(73.6, abs=5)
+        assert not torch.equal(other.data, view.data)
 
 
 def test_contrast_of_vectors_keeps_each_feature_and_breaks_their_ties() -> None:

@@ -6,8 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from erg.durable import write_atomically
 from erg.encoders import load_encoder, save_encoder
-from erg.train.checkpoint import write_atomically
 
 MODEL = '''"""The exported encoder in plain torch: model.safetensors is all it needs.
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from erg.apply.embed import Opened, vectors_of
 from erg.data.loader import Loader
+from erg.durable import write_atomically
 from erg.explore.neighbours import panels
 from erg.explore.project import project
-from erg.train.checkpoint import write_atomically
 from erg.train.fit import Fitted
 from erg.train.health import HELD_EPOCH, record_energies
 from erg.views.pixels import Pixels

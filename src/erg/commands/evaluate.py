@@ -35,7 +35,7 @@ def evaluate(
     """
     from erg.apply.scores import score
     from erg.commands.show import tell
-    from erg.train.checkpoint import write_atomically
+    from erg.durable import write_atomically
     from erg.train.fit import load
 
     fitted = load(run, method=method)

@@ -1,15 +1,17 @@
-"""Arguments of a method on the command line: --method.NAME VALUE, checked against its signature."""
+"""Arguments of methods and encoders: --method.NAME VALUE and --encoder.NAME VALUE."""
 
 import inspect
+import json
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
 PREFIX = "--method."
+ENCODER_PREFIX = "--encoder."
 
 
-def split_method_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Take --method.NAME VALUE (or =VALUE) out of a command's arguments.
+def split_arguments(arguments: Sequence[str], prefix: str) -> tuple[list[str], dict[str, str]]:
+    """Take PREFIX-NAME VALUE (or =VALUE) out of a command's arguments.
 
     Raises:
         ValueError: a name without a value.
@@ -18,16 +20,27 @@ def split_method_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[st
     found: dict[str, str] = {}
     words = iter(arguments)
     for word in words:
-        if not word.startswith(PREFIX):
+        if not word.startswith(prefix):
             rest.append(word)
             continue
-        name, equals, value = word.removeprefix(PREFIX).partition("=")
+        name, equals, value = word.removeprefix(prefix).partition("=")
         if not equals:
             value = next(words, "")
         if not value:
-            raise ValueError(f"{word} has no value. Write {PREFIX}{name} VALUE.")
+            raise ValueError(f"{word} has no value. Write {prefix}{name} VALUE.")
         found[name.replace("-", "_")] = value
     return rest, found
+
+
+def encoder_arguments(given: dict[str, str]) -> dict[str, Any] | None:
+    """Numbers, true, false and [lists] as such, anything else as text; None if nothing is given."""
+    found: dict[str, Any] = {}
+    for name, text in given.items():
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found or None
 
 
 def method_arguments(method: str | None, given: dict[str, str]) -> dict[str, Any]:

@@ -1,20 +1,40 @@
 """erg pretrain: learn an encoder from images without labels."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 
 def main(arguments: Sequence[str]) -> int:
-    from erg.commands.options import method_arguments, split_method_arguments
+    from erg.commands.options import (
+        ENCODER_PREFIX,
+        PREFIX,
+        encoder_arguments,
+        method_arguments,
+        split_arguments,
+    )
 
-    mine, of_method = split_method_arguments(arguments)
+    mine, of_method = split_arguments(arguments, PREFIX)
+    mine, of_encoder = split_arguments(mine, ENCODER_PREFIX)
     options = tyro.cli(Options, args=mine, prog="erg pretrain")
-    return pretrain(options, lambda method: method_arguments(method, of_method), list(arguments))
+    given = Given(lambda method: method_arguments(method, of_method), encoder_arguments(of_encoder))
+    return pretrain(options, given, list(arguments))
+
+
+class Given(NamedTuple):
+    """Arguments of the method and the encoder.
+
+    Args:
+        of_method: as the types of a method, which it is given by name, want them.
+        of_encoder: by name.
+    """
+
+    of_method: Callable[[str | None], dict[str, Any]]
+    of_encoder: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -22,7 +42,8 @@ class Options:
     """Learn an encoder from images without labels.
 
     Everything that is not said is chosen from what is seen, and printed with the reason. Arguments
-    of the method follow its name: --method SimCLR --method.temperature 0.1 (see erg methods).
+    of the method follow its name: --method SimCLR --method.temperature 0.1 (see erg methods); so do
+    those of the encoder: --encoder conv --encoder.width 32.
 
     Args:
         data: a folder, image, zip, tar, parquet or .npy file, or synthetic:N.
@@ -42,6 +63,7 @@ class Options:
         clip: largest norm of the gradients; 0 for no clipping.
         label: where labels are found, for watching only: a parquet column, or `folder`.
         precision: auto takes bf16 where the processor has it.
+        compile: compile the encoder with torch.compile: slower to start, faster on GPUs.
         seed: of everything random.
         device: cpu, cuda or mps; chosen if not given.
         devices: processes on this machine.
@@ -71,6 +93,7 @@ class Options:
     clip: float = 0.0
     label: str | None = None
     precision: Literal["auto", "32", "bf16", "64"] = "auto"
+    compile: bool = False
     seed: int = 0
     device: str | None = None
     devices: int = 1
@@ -83,7 +106,7 @@ class Options:
     max_skipped: float = 0.2
 
 
-def pretrain(options: Options, method_args: Any, arguments: list[str]) -> int:
+def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
     """Carry out the command; the exit code."""
     started = time.monotonic()
     from erg.commands.show import counting, tell, training
@@ -93,7 +116,7 @@ def pretrain(options: Options, method_args: Any, arguments: list[str]) -> int:
         return relaunch(["pretrain", *arguments], options.devices, options.nodes)
     from erg.train.fit import fit, next_folder
 
-    run, why, source = plan(options, method_args)
+    run, why, source = plan(options, given)
     for line in why:
         tell(line)
     if options.dry_run:
@@ -114,20 +137,18 @@ def pretrain(options: Options, method_args: Any, arguments: list[str]) -> int:
     return 0
 
 
-def plan(options: Options, method_args: Any) -> tuple[Any, list[str], Any]:
+def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
     """The Run, why it is as it is, and the opened source."""
-    import json
-
     from erg.data.source import open_source
     from erg.recipes.default import default
-    from erg.train.folder import RunFolder
+    from erg.train.folder import RunFolder, read_json
     from erg.train.run import Optimiser, Run
 
     if options.resume is not None or options.from_ is not None:
         if options.resume is not None:
             told = RunFolder(options.resume).read_run()
         else:
-            told = json.loads(Path(str(options.from_)).read_text())
+            told = read_json(Path(str(options.from_)))
         run = Run.from_json(told, method=options.method)
         if options.data is not None:
             run = replace(run, data=options.data)
@@ -145,8 +166,9 @@ def plan(options: Options, method_args: Any) -> tuple[Any, list[str], Any]:
         look(source),
         data=options.data,
         method=options.method,
-        method_args=method_args(options.method),
+        method_args=given.of_method(options.method),
         encoder=options.encoder,
+        encoder_args=given.of_encoder,
         image_size=options.image_size,
         init=options.init,
         label=options.label,
@@ -156,6 +178,7 @@ def plan(options: Options, method_args: Any) -> tuple[Any, list[str], Any]:
         lr=options.lr,
         seed=options.seed,
         precision=options.precision,
+        compile=options.compile,
         accumulate=options.accumulate,
     )
     changes: dict[str, Any] = {"clip": options.clip}
@@ -216,8 +239,8 @@ def finish(fitted: Any, source: Any, label: str | None) -> None:
     from erg.apply.scores import score
     from erg.commands.evaluate import print_scores
     from erg.commands.show import counting, tell
+    from erg.durable import write_atomically
     from erg.report.build import write_report
-    from erg.train.checkpoint import write_atomically
 
     with counting("Reading images") as progress:
         opened = open_for(fitted.encoder, source, label=label, progress=progress)

@@ -25,12 +25,10 @@ from erg.data.manifest import (
     content_hash,
     default_threads,
     in_threads,
-    partial_name,
-    settle,
-    whole_file,
     with_name,
 )
 from erg.data.source import DataError, Source, decode_item
+from erg.durable import partial_name, settle, whole_file
 from erg.views.pixels import Pixels
 
 FORMAT = 1

@@ -173,7 +173,7 @@ def read_file(path: Path) -> bytes:
     if found.st_size > MAX_BYTES:
         raise UnreadableImage(f"{found.st_size:,} bytes are more than the limit of {MAX_BYTES:,}.")
     with open(path, "rb") as stream:
-        return stream.read(MAX_BYTES)
+        return stream.read(found.st_size)  # any larger number is allocated first
 
 
 def _file_kind(mode: int) -> str:

@@ -4,20 +4,20 @@ Order and views are functions of (seed, epoch, index, view) alone, so the loader
 the number of the step, and any process at any time can make the batch of any step.
 """
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
+from weakref import WeakSet
 
 import numpy as np
 import torch
 
+from erg.data.ahead import ahead
 from erg.views.pixels import Pixels
 from erg.views.plan import Plan
 from erg.views.random import permutation
 from erg.views.render import make_views
-from erg.views.types import View, Views
+from erg.views.types import Output, View, Views
 
 
 @runtime_checkable
@@ -45,6 +45,10 @@ class Loader:
         world: number of processes; process r takes items r, r + world, ... of each batch.
         accumulate: micro-batches per step.
         threads: that make views; 0 makes them in the calling thread.
+        output: numbers of the views (see `make_views`); vectors are always float32. Views in
+            uint8 are normalised by `Views.to`: nothing should read their data before.
+        pin: put views into memory that a GPU copies from while it computes, so that
+            `to(..., non_blocking=True)` does not wait; without one they stay where they are.
     """
 
     def __init__(
@@ -62,11 +66,15 @@ class Loader:
         world: int = 1,
         accumulate: int = 1,
         threads: int = 0,
+        output: Output = "float32",
+        pin: bool = False,
     ) -> None:
         self.images, self.rows, self.plan = images, np.asarray(rows, dtype=np.int64), plan
         self.batch, self.seed, self.accumulate = min(batch, len(rows)), seed, accumulate
         self.image_size, self.mean, self.std = image_size, mean, std
         self.rank, self.world = rank, world
+        self.output: Output = output
+        self.pin = pin and torch.cuda.is_available()
         if self.batch % (world * accumulate):
             raise ValueError(
                 f"a batch of {self.batch} cannot be shared evenly by {world} processes times "
@@ -75,15 +83,18 @@ class Loader:
         self.pool = ThreadPoolExecutor(threads) if threads else None
         self.steps_per_epoch = len(self.rows) // self.batch
         self._order: tuple[int, np.ndarray] = (-1, self.rows)
+        self._open: WeakSet[Generator[tuple[int, list[Views]], None, None]] = WeakSet()
 
     def order(self, epoch: int) -> np.ndarray:
         """All rows in the order of an epoch; the incomplete last batch is other images each time.
 
         Only the last epoch asked for is remembered.
         """
-        if self._order[0] != epoch:
-            self._order = (epoch, self.rows[permutation(self.seed, len(self.rows), epoch)])
-        return self._order[1]
+        known = self._order  # another thread may ask for another epoch meanwhile
+        if known[0] != epoch:
+            known = (epoch, self.rows[permutation(self.seed, len(self.rows), epoch)])
+            self._order = known
+        return known[1]
 
     def rows_of(self, step: int) -> np.ndarray:
         """Rows of the global batch of a step."""
@@ -99,6 +110,10 @@ class Loader:
     def make(self, rows: np.ndarray, *, epoch: int, step: int = 0) -> Views:
         """The views of given rows, as drawn in an epoch."""
         rows = np.ascontiguousarray(rows, dtype=np.int64)
+        views = self._made(rows, epoch, step)
+        return views.pin() if self.pin else views
+
+    def _made(self, rows: np.ndarray, epoch: int, step: int) -> Views:
         if isinstance(self.images, np.ndarray):
             return self._vectors(self.images, rows, step)
         return make_views(
@@ -112,6 +127,8 @@ class Loader:
             mean=self.mean,
             std=self.std,
             pool=self.pool,
+            output=self.output,
+            pin=self.pin,
         )
 
     def _vectors(self, vectors: np.ndarray, rows: np.ndarray, step: int) -> Views:
@@ -119,54 +136,21 @@ class Loader:
         main = (view,) * len(self.plan.main)
         return Views(main, torch.from_numpy(rows), step=step, pairing=self.plan.pairs)
 
-    def ahead(self, start: int, stop: int, depth: int = 2) -> Iterator[tuple[int, list[Views]]]:
-        """(step, its micro-batches) from start to stop, made `depth` steps ahead in a thread.
+    def batches(self, step: int) -> list[Views]:
+        """This process's micro-batches of a step."""
+        return [self.views(step, micro) for micro in range(self.accumulate)]
 
-        With depth 0 they are made when asked for. An error in the thread is raised here, and
-        leaving the loop early ends the thread.
-        """
-        if depth == 0:
-            for step in range(start, stop):
-                yield step, [self.views(step, micro) for micro in range(self.accumulate)]
-            return
-        ready: queue.Queue[tuple[int, list[Views]] | BaseException | None] = queue.Queue(depth)
-        left = threading.Event()
-        worker = threading.Thread(
-            target=self._fill, args=(ready, left, start, stop), name="erg-views", daemon=True
-        )
-        worker.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            left.set()
-            while worker.is_alive():
-                try:
-                    ready.get(timeout=0.05)
-                except queue.Empty:
-                    continue
-            worker.join()
-
-    def _fill(
-        self,
-        ready: "queue.Queue[tuple[int, list[Views]] | BaseException | None]",
-        left: threading.Event,
-        start: int,
-        stop: int,
-    ) -> None:
-        try:
-            for step in range(start, stop):
-                if left.is_set():
-                    return
-                views = [self.views(step, micro) for micro in range(self.accumulate)]
-                ready.put((step, views))
-            ready.put(None)
-        except BaseException as error:  # handed to the caller's thread, which raises it
-            ready.put(error)
+    def ahead(
+        self, start: int, stop: int, depth: int = 2
+    ) -> Generator[tuple[int, list[Views]], None, None]:
+        """(step, its micro-batches) from start to stop, up to `depth` steps ahead (see `ahead`)."""
+        made = ahead(((step, self.batches(step)) for step in range(start, stop)), depth)
+        self._open.add(made)
+        return made
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; what they are making is finished first."""
+        for made in tuple(self._open):
+            made.close()
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)

@@ -9,14 +9,14 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from erg.data.decode import UnreadableImage, image_size
 from erg.data.source import DataError, Item, Source, decode_item
+from erg.durable import whole_file
 
 T = TypeVar("T")
 
@@ -163,37 +163,6 @@ class Manifest:
         return "\n".join(lines)
 
 
-def partial_name(path: Path) -> Path:
-    """Where a file is written until it is whole: in its folder, as moves are sudden only there."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears whole when the block ends; until then the old one stays."""
-    partial = partial_name(path)
-    try:
-        with open(partial, "wb") as stream:
-            yield stream
-            settle(stream, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def settle(stream: BinaryIO, path: Path) -> None:
-    """Move a file written to `partial_name(path)` to its place, safe from a power cut."""
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()
-    os.replace(partial_name(path), path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def _schema() -> Any:
     import pyarrow as pa
 
@@ -231,17 +200,49 @@ def build_manifest(
         DataError: more than `max_skipped` of the items are unreadable, or all.
     """
     rows: list[Row] = []
-
-    def look(i: int) -> tuple[Row, np.ndarray | None]:
-        row, pixels = _look(source, i, decode, short_side)
-        return row, pixels if sink is not None else None
-
-    for i, (row, pixels) in enumerate(in_threads(look, range(len(source)), source, threads)):
+    looked = look_at(
+        source, threads=threads, decode=decode, short_side=short_side, keep=sink is not None
+    )
+    for i, (row, pixels) in enumerate(looked):
         rows.append(row)
         if sink is not None:
             sink(i, pixels)
         if progress is not None and (i % _BLOCK == _BLOCK - 1 or i + 1 == len(source)):
             progress(i + 1, len(source))
+    return manifest_of(source, rows, max_skipped=max_skipped)
+
+
+def look_at(
+    source: Source,
+    *,
+    threads: int | None = None,
+    decode: bool = True,
+    short_side: int | None = None,
+    keep: bool = True,
+) -> Iterator[tuple[Row, np.ndarray | None]]:
+    """What the manifest says of every item, in order, with its pixels if they are to be kept.
+
+    Args:
+        source: of the items.
+        threads: as in `build_manifest`.
+        decode: as in `build_manifest`.
+        short_side: as in `build_manifest`.
+        keep: whether pixels come along; None for an item that is skipped.
+    """
+
+    def look(i: int) -> tuple[Row, np.ndarray | None]:
+        row, pixels = _look(source, i, decode, short_side)
+        return row, pixels if keep else None
+
+    return in_threads(look, range(len(source)), source, threads)
+
+
+def manifest_of(source: Source, rows: Sequence[Row], *, max_skipped: float = 0.2) -> Manifest:
+    """The manifest of all rows of a source.
+
+    Raises:
+        DataError: more than `max_skipped` of the items are unreadable, or all.
+    """
     manifest = Manifest.of(rows)
     _check_share(manifest, max_skipped, source)
     return manifest

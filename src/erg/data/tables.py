@@ -197,6 +197,9 @@ def open_npy(path: Path, label: str | None) -> Source:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("it holds several arrays")
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
             f"{path.name} is no array of numbers that can be read ({error}). Save it with "

@@ -9,7 +9,7 @@ from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
 from erg.views.types import View, Views
 
 
@@ -46,7 +46,7 @@ class BYOL(Method):
         self.teacher = Teacher(nn.Sequential(encoder, self.projector))
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < 96:
+        if self.encoder.image_size < LARGE:
             return two_views(SIMCLR_SMALL)
         return two_views(BYOL_FIRST, BYOL_SECOND)
 

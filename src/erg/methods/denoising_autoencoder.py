@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.decoder import ConvDecoder
+from erg.parts.decoder import decoder_for
 from erg.views.plan import LIGHT, Augmentation, Plan
 from erg.views.types import View, Views
 
@@ -46,12 +46,9 @@ class DenoisingAutoencoder(Method):
         super().__init__(encoder)
         self.noise, self.zeroed = noise, zeroed
         self.relative = relative and bool(encoder.mean)
-        if encoder.mean:
-            self.decoder: nn.Module = ConvDecoder(encoder.dim, encoder.image_size, width=width)
-        else:
-            self.decoder = nn.Sequential(
-                nn.Linear(encoder.dim, 128), nn.ReLU(), nn.Linear(128, encoder.image_size)
-            )
+        self.decoder = decoder_for(
+            encoder.dim, encoder.image_size, image=bool(encoder.mean), width=width
+        )
 
     def plan(self) -> Plan:
         clean: Augmentation = replace(LIGHT, crop=(0.5, 1.0))

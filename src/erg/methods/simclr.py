@@ -7,7 +7,7 @@ from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import OutputNorm, mlp
-from erg.views.plan import SIMCLR, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import LARGE, SIMCLR, SIMCLR_SMALL, Plan, two_views
 from erg.views.types import View, Views
 
 
@@ -47,7 +47,7 @@ class SimCLR(Method):
         self.projector = mlp(*widths, hidden_bias=False, last_bias=False).append(OutputNorm(dim))
 
     def plan(self) -> Plan:
-        return two_views(SIMCLR if self.encoder.image_size >= 96 else SIMCLR_SMALL)
+        return two_views(SIMCLR if self.encoder.image_size >= LARGE else SIMCLR_SMALL)
 
     def project(self, view: View) -> Float[Tensor, "b d"]:
         return self.projector(self.encoder(view.data))

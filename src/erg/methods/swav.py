@@ -1,6 +1,5 @@
 """SwAV (Caron et al. 2020)."""
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -12,8 +11,9 @@ from erg import distributed, energy, inference
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Queue
+from erg.parts.crops import by_size
 from erg.parts.heads import mlp
-from erg.views.plan import LIGHT, SIMCLR_SMALL, SWAV_GLOBAL, SWAV_LOCAL, Plan
+from erg.views.plan import LARGE, LIGHT, SIMCLR_SMALL, SWAV_GLOBAL, SWAV_LOCAL, Plan
 from erg.views.types import View, Views
 
 
@@ -60,10 +60,10 @@ class SwAV(Method):
         small_crops: int = 6,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid is not None and small_crops:
+        if encoder.grid and small_crops and not encoder.arguments.get("dynamic_img_size"):
             raise ValueError(
-                f"SwAV makes small crops, and {encoder.name} takes one size of image only. Use a "
-                "ResNet, or small_crops = 0."
+                f"SwAV makes small crops, and {encoder.name} takes one size of image only. Build "
+                "it with dynamic_img_size = True, or use small_crops = 0."
             )
         self.temperature, self.eps, self.iterations = temperature, eps, iterations
         self.queue_from, self.freeze, self.small_crops = queue_from, freeze, small_crops
@@ -73,7 +73,7 @@ class SwAV(Method):
         self.after_step(0.0)
 
     def plan(self) -> Plan:
-        small = self.encoder.image_size < 96
+        small = self.encoder.image_size < LARGE
         large = SIMCLR_SMALL if small else SWAV_GLOBAL
         local = (
             replace(LIGHT, **_colours(large), crop=(0.1, 0.4), size=0.5) if small else SWAV_LOCAL
@@ -117,11 +117,8 @@ class SwAV(Method):
     def embed_all(self, views: Views) -> list[Float[Tensor, "b d"]]:
         """z of every crop: one encoder pass per resolution, one projector pass for all."""
         crops = [*views.main, *views.local]
-        features: list[Tensor] = []
-        for _, equal in itertools.groupby(crops, lambda crop: crop.data.shape):
-            group = [crop.data for crop in equal]
-            features += self.encoder(torch.cat(group)).chunk(len(group))
-        return list(energy.normalise(self.projector(torch.cat(features))).chunk(len(crops)))
+        z = energy.normalise(self.projector(by_size(self.encoder, crops)))
+        return list(z.chunk(len(crops)))
 
     def queue_in_use(self, i: int, progress: float) -> Queue | None:
         if len(self.queues) == 0 or progress < self.queue_from:

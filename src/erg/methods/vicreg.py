@@ -7,7 +7,7 @@ from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
 from erg.views.types import View, Views
 
 
@@ -46,7 +46,7 @@ class VICReg(Method):
         self.expander = mlp(encoder.dim, hidden, hidden, dim, last_bias=False)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < 96:
+        if self.encoder.image_size < LARGE:
             return two_views(SIMCLR_SMALL)
         return two_views(BYOL_FIRST, BYOL_SECOND)
 

@@ -1,8 +1,11 @@
-"""A first-in, first-out memory of embeddings, as persistent buffers."""
+"""Memories of embeddings, as persistent buffers: the last ones, or one of every image."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from erg import distributed
+from erg.energy import normalise
 
 
 class Queue(nn.Module):
@@ -11,14 +14,16 @@ class Queue(nn.Module):
     Args:
         size: rows kept.
         dim: width of a row [features].
+        random: whether rows start as random directions of norm 1, to be used at once; else as 0.
     """
 
     rows: Tensor
     pushed: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, *, random: bool = False) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.zeros(size, dim))
+        rows = normalise(torch.randn(size, dim)) if random else torch.zeros(size, dim)
+        self.register_buffer("rows", rows)
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -35,3 +40,52 @@ class Queue(nn.Module):
         place = (start + torch.arange(len(kept), device=kept.device)) % size
         self.rows[place] = kept
         self.pushed += len(z)
+
+
+class Memory(nn.Module):
+    """One embedding of every image, by its row in the manifest; all start as random directions.
+
+    Args:
+        size: rows, at least as many as the manifest has.
+        dim: width of a row [features].
+    """
+
+    rows: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", normalise(torch.randn(size, dim)))
+
+    def of(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """What is remembered of some images.
+
+        Raises:
+            ValueError: an image has no row.
+        """
+        if len(index) and int(index.max()) >= len(self.rows):
+            raise ValueError(
+                f"image {int(index.max())} has no place in a memory of {len(self.rows)} rows. Set "
+                "size to the number of images."
+            )
+        return self.rows[index]
+
+    @torch.no_grad()
+    def update(self, index: Int[Tensor, " b"], z: Float[Tensor, "b d"], momentum: float) -> None:
+        """m_i <- normalise(momentum m_i + (1 - momentum) z_i) for the images of all ranks.
+
+        The rows are a new tensor afterwards: a backward pass to come may still need the old one.
+        """
+        z = distributed.gather(z.detach()).to(self.rows)
+        index = _everyones(index)
+        moved = normalise(momentum * self.rows[index] + (1 - momentum) * z)
+        self.rows = self.rows.index_copy(0, index, moved)
+
+
+def _everyones(index: Int[Tensor, " b"]) -> Int[Tensor, " global"]:
+    """Row numbers of all ranks, in the order of the global batch."""
+    if not distributed.active():
+        return index
+    n = sum(distributed.counts(len(index), index.device))
+    everyone = index.new_zeros(n)
+    everyone[distributed.rank() :: distributed.world()] = index
+    return distributed.sum(everyone)

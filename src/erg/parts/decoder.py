@@ -137,3 +137,17 @@ class ConvDecoder(nn.Module):
         if x.shape[-1] != self.image_size:
             x = nn.functional.interpolate(x, size=self.image_size)
         return x
+
+
+def decoder_for(dim: int, size: int, *, image: bool, width: int = 32) -> nn.Module:
+    """From a vector [b dim] to data of the encoder's kind.
+
+    Args:
+        dim: width of the vector [features].
+        size: side of the image [pixels], or number of features of a vector.
+        image: whether it is an image, made by a `ConvDecoder`; else there is one hidden layer.
+        width: channels before the last layer; a quarter of the width of the hidden layer.
+    """
+    if image:
+        return ConvDecoder(dim, size, width=width)
+    return nn.Sequential(nn.Linear(dim, 4 * width), nn.ReLU(), nn.Linear(4 * width, size))

@@ -11,6 +11,7 @@ class Teacher(nn.Module):
     """theta' <- m theta' + (1 - m) theta, without gradient.
 
     It starts as a copy, and its batch norms use the statistics of their own batches in training.
+    Dropout and stochastic depth are off: targets are not blurred by noise.
 
     Args:
         student: the network to copy and to follow.
@@ -21,6 +22,13 @@ class Teacher(nn.Module):
         self.network = copy.deepcopy(student).requires_grad_(False)
         # In a tuple, so that the student is not registered (and saved, and averaged) twice.
         self._student = (student,)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """In training only batch norms are in training mode."""
+        super().train(mode)
+        for module in self.network.modules():
+            module.training = mode and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        return self
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:

@@ -9,6 +9,40 @@ from erg.train.run import Optimiser, Run
 
 
 @dataclass(frozen=True)
+class Small:
+    """What a method wants on a CPU, where minutes have to do: measured in benchmarks/eight_methods.
+
+    Args:
+        why: one sentence.
+        arguments: of the method.
+        batch: images per step; 0 for that of other methods.
+        lr: peak learning rate; 0 for that of other methods.
+    """
+
+    why: str
+    arguments: dict[str, Any]
+    batch: int = 0
+    lr: float = 0.0
+
+
+OF_PATCHES = ("MAE", "SimMIM")
+
+ON_A_CPU = {
+    "SwAV": Small(
+        "64 prototypes and two crops, so that a batch of 64 fills them: more steps a minute.",
+        {"prototypes": 64, "hidden": 512, "eps": 0.03, "queue": 0, "small_crops": 0},
+        batch=64,
+        lr=3e-3,
+    ),
+    "VICReg": Small(
+        "an expander of width 512: at 2,048 it takes longer than the encoder and learns later.",
+        {"hidden": 512, "dim": 512},
+        lr=2e-3,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Seen:
     """What is known of the data and the machine.
 
@@ -52,7 +86,7 @@ def default(
         method: as in Run.
         method_args: as in Run.
         encoder: as in Run.
-        encoder_args: as in Run.
+        encoder_args: as in Run; where the encoder is chosen here, over what is chosen with it.
         image_size: as in Run.
         init: as in Run.
         label: as in Run.
@@ -73,15 +107,19 @@ def default(
             else "method SimCLR: a sound first choice, measured in benchmarks/cifar10."
         )
     kind = catalog.find(method)
+    small = None if seen.accelerator else ON_A_CPU.get(method)
+    if small is not None:
+        method_args = {**small.arguments, **(method_args or {})}
+        why.append(f"{method} for a CPU: {small.why}")
     if encoder is None:
         encoder, args, reason = _encoder(seen, method, kind.trains_encoder, init)
-        encoder_args = args if encoder_args is None else encoder_args
+        encoder_args = {**args, **(encoder_args or {})}
         why.append(reason)
     if image_size is None:
         image_size, reason = _image_size(seen, encoder)
         why.append(reason)
     if batch is None:
-        batch, reason = _batch(seen, kind)
+        batch, reason = _batch(seen, kind, small)
         why.append(reason)
     per_epoch = max(1, int(0.95 * seen.images) // batch)
     if steps is None:
@@ -92,7 +130,7 @@ def default(
             )
         steps = max(1, round(epochs * per_epoch))
     if optimiser is None:
-        rate, reason = _rate(batch, encoder, kind)
+        rate, reason = _rate(batch, encoder, kind, small)
         optimiser = Optimiser(
             lr=rate if lr is None else lr, weight_decay=0.05 if "vit" in encoder else 1e-4
         )
@@ -115,11 +153,12 @@ def _encoder(
     if not trains:
         args = {"contrast": True}
         return "pixels", args, f"encoder pixels, contrast taken out: {method} trains no network."
-    if method == "MAE":
+    if method in OF_PATCHES:
+        why = f"{method} needs patches."
         if seen.accelerator:
-            return "vit_small_patch16_224", {}, "encoder vit_small_patch16_224: MAE needs patches."
+            return "vit_small_patch16_224", {}, f"encoder vit_small_patch16_224: {why}"
         args = {"patch_size": 8 if seen.side < 64 else 16, "depth": 6}
-        return "vit_tiny_patch16_224", args, "encoder vit_tiny, 6 blocks: MAE needs patches."
+        return "vit_tiny_patch16_224", args, f"encoder vit_tiny, 6 blocks: {why}"
     if init is not None:
         return "resnet18", {}, "encoder resnet18: its public weights are the starting point."
     if seen.accelerator and seen.side >= 64:
@@ -144,18 +183,24 @@ def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
     return 96, "image size 96: on a CPU; 224 shows more, slower."
 
 
-def _batch(seen: Seen, kind: type[Method]) -> tuple[int, str]:
+def _batch(seen: Seen, kind: type[Method], small: Small | None) -> tuple[int, str]:
     batch = 512 if seen.side < 64 or seen.accelerator else 256
     why = "at least eight batches an epoch"
-    if kind.cell.architecture == "latent-variable" and kind.trains_encoder and not seen.accelerator:
+    if small is not None and small.batch:
+        batch, why = small.batch, "as measured on a CPU"
+    elif (
+        kind.cell.architecture == "latent-variable" and kind.trains_encoder and not seen.accelerator
+    ):
         batch, why = 64, "its loss needs no other images, so more steps are better than larger ones"
     while batch > 16 and batch * 8 > seen.images:
         batch //= 2
     return batch, f"batch {batch}: for {seen.images:,} images; {why}."
 
 
-def _rate(batch: int, encoder: str, kind: type[Method]) -> tuple[float, str]:
+def _rate(batch: int, encoder: str, kind: type[Method], small: Small | None) -> tuple[float, str]:
     """Learning rate of AdamW; for autoencoders see benchmarks/eight_methods."""
+    if small is not None and small.lr:
+        return small.lr, f"AdamW, learning rate {small.lr:g}: as measured on a CPU."
     if encoder == "conv" and kind.cell.architecture == "latent-variable":
         return (
             2e-3,

@@ -8,7 +8,6 @@ Jinja escapes them in the page, `_json` in the data, and the script writes them 
 import base64
 import json
 import math
-import os
 import secrets
 from collections import Counter
 from io import BytesIO
@@ -21,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from erg.durable import write_atomically
 from erg.report import charts, words
 from erg.report.charts import Bar, Series
 from erg.report.record import Curve, Map, Record, Sheet, ViewGrid, read_record
@@ -49,15 +49,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     target = run / "report.html" if out is None else Path(out)
     # Names may hold what HTML and UTF-8 cannot (NUL, undecodable bytes of old file systems).
     page = render(read_record(run)).replace("\0", "\ufffd").encode("utf-8", errors="replace")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(target, page)
     return target
 
 

@@ -1,5 +1,7 @@
 """fit: from a Run and its data to a trained method in a run folder."""
 
+import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from erg import distributed
+from erg import catalog, distributed
 from erg.data.cache import open_images
 from erg.data.loader import Images
 from erg.data.manifest import Manifest, build_manifest, hold_out
@@ -21,7 +23,7 @@ from erg.train.checkpoint import load_checkpoint
 from erg.train.features import features, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
-from erg.train.launch import leads
+from erg.train.launch import in_group, leads, relaunch, restarted
 from erg.train.loop import (
     Data,
     Loop,
@@ -31,6 +33,7 @@ from erg.train.loop import (
     several_processes,
     train,
 )
+from erg.train.preempt import INTERRUPTED, STOPPED, Leave, Stopped
 from erg.train.run import Run, environment
 from erg.views.pixels import Pixels
 
@@ -69,7 +72,8 @@ class Fitted:
             InMemory(arrays), np.arange(len(arrays)), image_size=encoder.image_size,
             mean=encoder.mean, std=encoder.std,
         )  # fmt: skip
-        return features(self.method.encode, self.method, views, device=device)
+        autocast = self.run.autocast(device)
+        return features(self.method.encode, self.method, views, device=device, autocast=autocast)
 
 
 class InMemory:
@@ -146,6 +150,7 @@ def fit(
     minutes: float | None = None,
     resume: bool = False,
     device: str | None = None,
+    devices: int = 1,
     show: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] | None = None,
     prepared: Callable[[int, int], None] | None = None,
@@ -162,6 +167,8 @@ def fit(
         minutes: if given, the number of steps is measured to fit and frozen before the first.
         resume: go on from the newest checkpoint.
         device: cpu, cuda or mps; by default what is there.
+        devices: processes on this machine. More than one are started by torch.distributed.run, read
+            the data by its name, and print what they have to say.
         show: called with progress.
         tell: called with lines worth printing.
         prepared: called with (images looked at, images in all) while data are opened.
@@ -173,47 +180,91 @@ def fit(
         Stopped: a signal asked for it; resumable.
         Diverged: the loss is not finite.
     """
+    if devices > 1 and not in_group():
+        options = {"--minutes": minutes, "--device": device, "--max-skipped": max_skipped}
+        if data is not None or observers is not None or show is not None or prepared is not None:
+            raise ValueError(
+                f"{devices} processes take their data from run.data and have no observers or "
+                "callbacks from here. Leave data, observers, show and prepared out."
+            )
+        return _in_processes(run, Path(out) if out else next_folder(run), devices, resume, options)
     started = time.monotonic() if started is None else started
     tell = tell or (lambda _: None)
     folder = RunFolder(Path(out) if out is not None else next_folder(run))
     lead = leads()  # the process group starts with the loop
+    # torchrun starts the same command again after a process has died.
+    resume = resume or (restarted() and folder.run_file.exists())
     if folder.run_file.exists() and not resume:
         raise ValueError(
             f"{folder.path} already holds a run. Go on with it (--resume {folder.path}), or choose "
             "another folder (--out)."
         )
-    if lead:
-        folder.lock()
-    try:
-        source = data if isinstance(data, Source) else None
-        source = source or open_source(run.data if data is None else data, label=run.label)
-        opened, manifest = open_data(
-            source, folder, image_size=run.image_size, label=run.label, hold=run.hold_out,
-            resume=resume, progress=prepared,
-        )  # fmt: skip
-        tell(manifest.summary())
-        loop = Loop(run, opened, device=torch.device(device) if device else None)
+    with Leave():  # while nothing is to be saved; the loop has its own way
+        if lead:
+            folder.lock()
         try:
-            if minutes is not None and not resume:
-                loop.run = run = measured(run, loop, minutes, time.monotonic() - started)
-                tell(f"{run.steps} steps fit into {minutes:g} minutes on this machine.")
-            if lead:
-                manifest.save(folder.manifest)
-                folder.write_run({**run.to_json(), "environment": environment()})
-                if not resume:
-                    save_encoder(loop.method.encoder, folder.encoder_start)
-                    _record_start(loop, folder)
-            watching = (Health(),) if observers is None else observers
-            method = train(loop, folder, observers=watching, show=show, resume=resume)
-            if lead:
-                save_encoder(method.encoder, folder.encoder)
-                folder.drop_cache()
-            return Fitted(run, folder.path, method.eval())
+            source = data if isinstance(data, Source) else None
+            source = source or open_source(run.data if data is None else data, label=run.label)
+            opened, manifest = open_data(
+                source, folder, image_size=run.image_size, label=run.label, hold=run.hold_out,
+                resume=resume, progress=prepared,
+            )  # fmt: skip
+            tell(manifest.summary())
+            run = _with_size(run, len(manifest))
+            loop = Loop(run, opened, device=torch.device(device) if device else None)
+            try:
+                if minutes is not None and not resume:
+                    loop.run = run = measured(run, loop, minutes, time.monotonic() - started)
+                    tell(f"{run.steps} steps fit into {minutes:g} minutes on this machine.")
+                if lead:
+                    manifest.save(folder.manifest)
+                    folder.write_run({**run.to_json(), "environment": environment()})
+                    if not (folder.encoder_start / "config.json").exists():
+                        # Also of a run that was killed before it came here: nothing is loaded yet.
+                        save_encoder(loop.method.encoder, folder.encoder_start)
+                        _record_start(loop, folder)
+                watching = (Health(),) if observers is None else observers
+                method = train(
+                    loop, folder, observers=watching, show=show, tell=tell, resume=resume
+                )
+                if lead:
+                    save_encoder(method.encoder, folder.encoder)
+                    folder.drop_cache()
+                return Fitted(run, folder.path, method.eval())
+            finally:
+                loop.close()
+                leave_group()
         finally:
-            loop.close()
-            leave_group()
-    finally:
-        folder.unlock()
+            folder.unlock()
+
+
+def _with_size(run: Run, rows: int) -> Run:
+    """Methods that remember every image are told how many there are."""
+    if "size" in catalog.arguments(catalog.find(run.method)) and "size" not in run.method_args:
+        return replace(run, method_args={**run.method_args, "size": rows})
+    return run
+
+
+def _in_processes(
+    run: Run, folder: Path, devices: int, resume: bool, options: dict[str, Any]
+) -> Fitted:
+    """The same run in several processes, started as the command line starts them."""
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "run.json"
+        file.write_text(json.dumps(run.to_json()))
+        arguments = ["--resume", str(folder)] if resume else ["--from", str(file), "--out"]
+        arguments += [] if resume else [str(folder)]
+        for name, value in options.items():
+            arguments += [] if value is None else [name, str(value)]
+        command = ["pretrain", *arguments, "--method", run.method, "--no-report"]
+        code = relaunch(command, devices)
+    if code in (STOPPED, INTERRUPTED):
+        built = replace(run, init=None).build()
+        saved = load_checkpoint(RunFolder(folder).checkpoints, built, None)
+        raise Stopped(code, saved.step if saved else 0)
+    if code:
+        raise RuntimeError(f"the processes left with {code}. What they printed says why.")
+    return load(folder, method=run.method)
 
 
 def _record_start(loop: Loop, folder: RunFolder) -> None:

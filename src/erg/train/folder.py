@@ -1,15 +1,23 @@
 """The run folder, as training writes it (format 1). The report reads it without torch."""
 
 import json
+import math
+import os
+import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from erg.train.checkpoint import write_atomically
+from erg.durable import explained, open_regular, sweep, whole_file, write_atomically
 
 try:
     import fcntl
 except ImportError:  # Windows: two runs in one folder are then not told apart
     fcntl = None
+
+LONGEST = 1 << 20
+"""Of run.json and of a line of events [bytes]; ours take a few thousand."""
 
 
 class Busy(RuntimeError):
@@ -20,12 +28,11 @@ class RunFolder:
     """One folder a run: what it was, what happened, what came out.
 
     Args:
-        path: of the folder; made if it is not there.
+        path: of the folder; made when something is first written, and not again if it vanishes.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
         self.run_file = path / "run.json"
         self.manifest = path / "manifest.parquet"
         self.checkpoints = path / "checkpoints"
@@ -34,33 +41,68 @@ class RunFolder:
         self.cache = path / "cache.u8"
         self._events = path / "events.jsonl"
         self._timing = path / "timing.jsonl"
-        self._lock: Any = None
+        self._lock: BinaryIO | None = None
+        self._made = False
+
+    def _make(self) -> None:
+        if not self._made:
+            with explained(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._made = True
 
     def lock(self) -> None:
-        """Keep other runs out until this process ends; a dead process's lock is no lock.
+        """Keep other runs out until this process ends, and tidy up after one that was killed.
+
+        The lock is the system's, on the open file, and ends with the process that holds it: a file
+        left by a dead process, on this machine or another, is no lock, whatever stands in it. File
+        systems without locks keep nobody out.
 
         Raises:
             Busy: another process holds it.
+            Unwritable: the folder is read-only or gone.
         """
-        if fcntl is None or self._lock is not None:
+        if self._lock is not None:
             return
-        file = (self.path / "lock").open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise Busy(
-                f"another process is training in {self.path.name}. Wait for it, or choose another "
-                "folder with --out."
-            ) from None
-        self._lock = file
+        self._make()
+        if fcntl is not None:
+            self._lock = self._locked()
+        for inner in ("", "checkpoints", "encoder_start", "encoder", "pictures"):
+            sweep(self.path / inner)
+
+    def _locked(self) -> BinaryIO | None:
+        assert fcntl is not None
+        path = self.path / "lock"
+        while True:
+            with explained(path):
+                number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            file = os.fdopen(number, "r+b")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _holder(file)
+                file.close()
+                raise Busy(
+                    f"another process is training in {self.path.name}{holder}. Wait for it, or "
+                    "choose another folder with --out."
+                ) from None
+            except OSError:  # this file system has no locks
+                file.close()
+                return None
+            if path.exists() and os.path.samestat(os.fstat(number), path.stat()):
+                break
+            file.close()  # whoever held it has just removed it
+        with explained(path):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
+            file.flush()
+        return file
 
     def unlock(self) -> None:
         """Let others in."""
         if self._lock is not None:
+            (self.path / "lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
-            (self.path / "lock").unlink(missing_ok=True)
 
     def drop_cache(self) -> None:
         """Remove the decoded images; they can be made again."""
@@ -69,6 +111,7 @@ class RunFolder:
 
     def write_run(self, data: dict[str, Any]) -> None:
         """run.json, atomically."""
+        self._make()
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.run_file, text.encode())
 
@@ -79,55 +122,114 @@ class RunFolder:
             ValueError: there is none, or it is damaged.
         """
         try:
-            return json.loads(self.run_file.read_text())
+            return read_json(self.run_file)
         except FileNotFoundError:
             raise ValueError(
                 f"{self.path} is no run folder: it has no run.json. Give the folder of a run."
             ) from None
-        except ValueError as error:
-            raise ValueError(
-                f"{self.run_file} is damaged ({error}). Start the run again."
-            ) from None
 
     def event(self, step: int, kind: str, **what: Any) -> None:
         """Append what happened at a step; a function of the step only, never of the clock."""
-        _append(self._events, {"step": step, "kind": kind, **what})
+        self._append(self._events, {"step": step, "kind": kind, **what})
 
     def timing(self, step: int, **what: float) -> None:
         """Append wall-clock figures."""
-        _append(self._timing, {"step": step, **what})
+        self._append(self._timing, {"step": step, **what})
+
+    def flush(self) -> None:
+        """Put all events on the disk: a checkpoint must not outlive what led to it."""
+        for file in (self._events, self._timing):
+            if file.exists():
+                with explained(file), file.open("ab") as stream:
+                    os.fsync(stream.fileno())
 
     def seconds(self) -> float:
         """Training time of all earlier sittings [seconds]."""
-        lines = _lines(self._timing)
-        return float(lines[-1].get("seconds", 0.0)) if lines else 0.0
+        found = 0.0
+        for _, line in _lines(self._timing):
+            seconds = line.get("seconds")
+            found = float(seconds) if isinstance(seconds, int | float) else found
+        return found
 
     def first(self, kind: str) -> dict[str, Any] | None:
         """The first event of a kind."""
-        return next((line for line in _lines(self._events) if line.get("kind") == kind), None)
+        return next((line for _, line in _lines(self._events) if line.get("kind") == kind), None)
 
     def truncate(self, step: int) -> None:
         """Forget what happened after a step: a resumed run goes through it again."""
+        self._make()
         for file in (self._events, self._timing):
-            kept = [line for line in _lines(file) if line.get("step", 0) <= step]
-            if file.exists():
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-                write_atomically(file, text.encode())
+            if os.path.lexists(file):
+                with whole_file(file) as kept:
+                    for raw, line in _lines(file):
+                        if line["step"] <= step:
+                            kept.write(raw)
+
+    def _append(self, file: Path, line: dict[str, Any]) -> None:
+        self._make()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        with explained(file):
+            number = os.open(file, flags, 0o644)
+            with os.fdopen(number, "ab") as out:
+                out.write(text.encode())
 
 
-def _append(file: Path, line: dict[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line, ensure_ascii=False) + "\n")
+def read_json(file: Path) -> dict[str, Any]:
+    """An object from a JSON file that may come from anywhere: small, without NaN or repeated names.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or not what JSON allows.
+    """
+    try:
+        with open_regular(file) as stream:
+            text = stream.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise ValueError(f"it is longer than {LONGEST >> 20} MB")
+        found = json.loads(
+            text.decode(), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_named
+        )
+        if not isinstance(found, dict):
+            raise ValueError("it holds no names")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Start the run again.") from None
+    return found
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last line cut short by a crash is dropped."""
-    if not file.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
+def _holder(lock: BinaryIO) -> str:
+    """Who wrote a lock, in words, if it can be believed to be one of ours."""
+    found = re.fullmatch(rb"(\d{1,10}) on ([\w.-]{1,64})\n", lock.read(100))
+    return f" ({found[1].decode()} on {found[2].decode()})" if found else ""
+
+
+def _lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """All whole lines, as written and as read; a last line cut short by a crash is dropped."""
+    try:
+        stream = open_regular(file)
+    except FileNotFoundError:
+        return
+    with stream:
+        while raw := stream.readline(LONGEST):
+            try:
+                line = json.loads(raw)
+            except (ValueError, RecursionError):
+                continue
+            if raw.endswith(b"\n") and isinstance(line, dict) and type(line.get("step")) is int:
+                yield raw, line

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from erg.data.loader import Loader
+from erg.durable import write_atomically
 from erg.evaluate.auroc import auroc, auroc_score
 from erg.evaluate.knn import leave_one_out
 from erg.evaluate.rank import effective_rank, spread
 from erg.method import Method
-from erg.train.checkpoint import write_atomically
 from erg.train.features import computing_in, evaluating, features, whole_images
 from erg.views.types import Views
 

@@ -5,8 +5,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from erg.durable import write_atomically
+from erg.train.preempt import INTERRUPTED, STOPPED, code_of, restore
 
 MARKER = "ERG_EXIT_CODE_FILE"
 """Environment variable: where a worker writes the exit code of the command."""
@@ -15,6 +22,23 @@ MARKER = "ERG_EXIT_CODE_FILE"
 def in_group() -> bool:
     """Whether this process was started by torchrun, SLURM or `relaunch`."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "WORLD_SIZE" in os.environ
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this command again, since a process of it had died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def first_to_fail() -> bool:
+    """Whether no other process of this machine has failed before: its error is the one to show."""
+    marker = os.environ.get(MARKER)
+    if marker is None:
+        return True
+    try:
+        Path(marker).with_name("failed").touch(exist_ok=False)
+    except OSError:
+        return False
+    return True
 
 
 def leads() -> bool:
@@ -46,22 +70,63 @@ def relaunch(arguments: Sequence[str], devices: int, nodes: int = 1) -> int:
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={devices}", "-m", "erg.cli", *arguments,
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Forwarding() as asked:
         marker = Path(folder) / "code"
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, MARKER: str(marker)}
-        group = subprocess.Popen(command, env=environment)
-        forwarded = [
-            (number, signal.signal(number, lambda n, _: group.send_signal(n)))
-            for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))
-        ]
-        # Ctrl-C reaches every process of the terminal by itself: here it is only waited out.
-        forwarded.append((signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
-        try:
-            code = group.wait()
-        finally:
-            for number, handler in forwarded:
-                signal.signal(number, handler)
-        return int(marker.read_text()) if marker.exists() else code
+        environment = {"OMP_NUM_THREADS": str(threads), **HANDLED, **os.environ}
+        # In a session of its own, so that Ctrl-C reaches it through us, and once.
+        group = subprocess.Popen(
+            command, env={**environment, MARKER: str(marker)}, start_new_session=True
+        )
+        asked.start(group)
+        code = group.wait()
+        if marker.exists():
+            return int(marker.read_text())
+        return code if asked.number is None else code_of(asked.number)
+
+
+HANDLED = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+"""By default SIGUSR1 would end torch.distributed.run alone and leave its workers behind."""
+
+
+class Forwarding:
+    """While active, the first request to stop is passed on to a group of processes.
+
+    Others are dropped: a second signal would end the launcher before its workers have saved. It
+    ends them itself where they take longer than half a minute. Outside the main thread, and for
+    signals that are ignored (nohup), nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._group: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Forwarding":
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        restore(self._before)
+
+    def start(self, group: "subprocess.Popen[bytes]") -> None:
+        """From now on there is somebody to pass signals on to, also one that came before."""
+        self._group = group
+        if self.number is not None:
+            self._send()
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if self.number is None:
+            self.number = number
+            self._send()
+
+    def _send(self) -> None:
+        if self._group is not None:
+            interrupted = self.number == signal.SIGINT
+            self._group.send_signal(signal.SIGINT if interrupted else signal.SIGTERM)
 
 
 def leave(code: int) -> int:
@@ -72,6 +137,8 @@ def leave(code: int) -> int:
     marker = os.environ.get(MARKER)
     if marker is None or code == 0:
         return code
-    if leads() or code not in (75, 130):
-        Path(marker).write_text(str(code))
-    return 0 if code in (75, 130) else code
+    asked = code in (STOPPED, INTERRUPTED)
+    if leads() or not asked:
+        with suppress(OSError):  # the parent is gone, and nobody listens
+            write_atomically(Path(marker), str(code).encode())
+    return 0 if asked else code

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 from erg import distributed
 from erg.data.loader import Images, Loader
 from erg.method import Loss, Method
-from erg.train.checkpoint import load_checkpoint, save_checkpoint, state_hash
+from erg.train.checkpoint import Diverged, load_checkpoint, save_checkpoint, state_hash
 from erg.train.features import computing_in, features, plain_attention, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import Observer, Watched
@@ -28,9 +29,8 @@ from erg.train.run import Run
 from erg.views.random import Purpose, bits
 from erg.views.types import Views
 
-
-class Diverged(RuntimeError):
-    """The loss is no longer a finite number."""
+PATIENCE = "ERG_TIMEOUT"
+"""Environment variable: how long processes wait for each other [seconds]."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,9 @@ class Loop:
             seed=run.seed, image_size=run.image_size, mean=encoder.mean, std=encoder.std,
             rank=distributed.rank(), world=distributed.world(), accumulate=run.accumulate,
             threads=threads,
+            # A quarter of the bytes cross to an accelerator, which normalises them there.
+            output="float32" if self.device.type == "cpu" else "uint8",
+            pin=self.device.type == "cuda",
         )  # fmt: skip
         if len(data.train) < 2:
             raise ValueError(
@@ -105,6 +108,8 @@ class Loop:
     def _set_up(self) -> Callable[[Views, float], Loss]:
         """`loss` through data-parallel training where there are several processes."""
         self.wrapped: Any = None
+        if self.run.compile:
+            self.method.encoder.compile()  # in place: the names of its weights stay
         if not distributed.active() or self.optimiser is None:
             return self.method.loss
         with warnings.catch_warnings():
@@ -202,7 +207,7 @@ class Loop:
         for i in range(steps):
             start = time.perf_counter()
             step = i % max(1, min(self.loader.steps_per_epoch, self.run.steps))
-            self.step(step, [self.loader.views(step, m) for m in range(self.run.accumulate)])
+            self.step(step, self.loader.batches(step))
             seconds.append(time.perf_counter() - start)
         method.load_state_dict(kept)
         if optimiser is not None and kept_optimiser is not None:
@@ -220,9 +225,18 @@ def train(
     *,
     observers: Sequence[Observer] = (),
     show: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
     resume: bool = False,
 ) -> Method:
     """All steps of a run, from the start or from the newest whole checkpoint.
+
+    Args:
+        loop: of the run.
+        folder: where it is written.
+        observers: who watches.
+        show: called with progress.
+        tell: called with lines worth printing.
+        resume: go on from the newest checkpoint that is whole.
 
     Raises:
         Stopped: a signal asked for it; the state is saved.
@@ -231,6 +245,8 @@ def train(
     run, writes = loop.run, distributed.rank() == 0
     restored = load_checkpoint(folder.checkpoints, loop.method, loop.optimiser) if resume else None
     done = restored.step if restored else 0
+    if restored and restored.skipped and tell is not None:
+        tell(f"Damaged, so left out: {', '.join(restored.skipped)}. Going on from step {done}.")
     if writes:
         folder.truncate(done if restored else -1)
     watched = Watched(
@@ -242,12 +258,14 @@ def train(
     if done == 0:
         loop.after_epoch()
     clock = _Clock(folder, writes)
+    log = _Log(folder, writes, run)
     health: dict[str, Any] = {}
     log_every = max(1, run.steps // 2000)
 
     def look(step: int) -> None:
         for observer in observers:
             if observer.due(step):
+                log.write()
                 # Every rank looks, since a method may speak with the others; rank 0 writes.
                 seen = observer.look(loop.method, step)
                 health.update(seen)
@@ -255,7 +273,9 @@ def train(
                     folder.event(step, **seen)
 
     def save(step: int) -> None:
+        log.write()
         if writes:
+            folder.flush()
             save_checkpoint(folder.checkpoints, step, loop.method, loop.optimiser)
         _assert_equal_ranks(loop.method)
 
@@ -268,10 +288,10 @@ def train(
             done = step + 1
             if done % log_every == 0 or done == run.steps or done == 1:
                 clock.images = loop.loader.batch * log_every
-                loss = _log(folder, writes, run, step, parts)
+                log.take(step, parts)
                 speed = clock.tick(done)
                 if show is not None and writes:
-                    show(Progress(done, run.steps, speed, loss, dict(health)))
+                    show(Progress(done, run.steps, speed, log.last, dict(health)))
             if done % loop.loader.steps_per_epoch == 0:
                 loop.after_epoch()
             look(done)
@@ -328,32 +348,67 @@ class _Clock:
         self.checkpoint = time.monotonic()
 
 
-def _log(
-    folder: RunFolder, writes: bool, run: Run, step: int, parts: dict[str, torch.Tensor]
-) -> dict[str, float]:
-    values = {name: float(value) for name, value in parts.items()}
-    loss = sum(value for name, value in values.items() if "/" in name)
-    if not np.isfinite(loss):
-        bad = [name for name, value in values.items() if not np.isfinite(value)]
-        raise Diverged(
-            f"the loss is not finite at step {step + 1} ({', '.join(bad)}). Lower --lr, or resume "
-            "from the last checkpoint with another seed."
-        )
-    if writes:
-        progress = step / run.steps
+class _Log:
+    """Losses as events. On a GPU the values of a step are read when those of the next are there, so
+    that logging does not wait for the device; `write` catches up."""
+
+    def __init__(self, folder: RunFolder, writes: bool, run: Run) -> None:
+        self.folder, self.writes, self.run = folder, writes, run
+        self.dtype = torch.float64 if run.precision == "64" else torch.float32
+        self.last: dict[str, float] = {}
+        self.waiting: tuple[int, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def take(self, step: int, parts: dict[str, torch.Tensor]) -> None:
+        """The parts of a step's loss, on the device; those of the step before are written."""
+        self.write()
+        values = torch.stack([value.detach().to(self.dtype) for value in parts.values()])
+        copied = None
+        if values.is_cuda:
+            host = torch.empty(values.shape, dtype=self.dtype, pin_memory=True)
+            values = host.copy_(values, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self.waiting = (step, list(parts), values, copied)
+        if copied is None:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is waiting.
+
+        Raises:
+            Diverged: a value is not finite.
+        """
+        if self.waiting is None:
+            return
+        (step, names, values, copied), self.waiting = self.waiting, None
+        if copied is not None:
+            copied.synchronize()
+        parts = dict(zip(names, values.tolist(), strict=True))
+        loss = sum(value for name, value in parts.items() if "/" in name)
+        if not np.isfinite(loss):
+            bad = [name for name, value in parts.items() if not np.isfinite(value)]
+            raise Diverged(
+                f"the loss is not finite at step {step + 1} ({', '.join(bad)}). Lower --lr, or "
+                "resume from the last checkpoint with another seed."
+            )
+        self.last = {"loss": loss, **parts}
+        if self.writes:
+            self.folder.event(step + 1, "step", **self._event(step, loss, parts))
+
+    def _event(self, step: int, loss: float, parts: dict[str, float]) -> dict[str, Any]:
+        progress = step / self.run.steps
         event: dict[str, Any] = {
             "progress": round(progress, 6),
-            "lr": run.optimiser.learning_rate(progress),
+            "lr": self.run.optimiser.learning_rate(progress),
             "loss": loss,
         }
         for kind in ("pull", "push"):
-            named = {n.split("/", 1)[1]: v for n, v in values.items() if n.startswith(kind + "/")}
+            named = {n.split("/", 1)[1]: v for n, v in parts.items() if n.startswith(kind + "/")}
             if named:
                 event[kind] = named
-        if "grad_norm" in values:
-            event["grad_norm"] = values["grad_norm"]
-        folder.event(step + 1, "step", **event)
-    return {"loss": loss, **values}
+        if "grad_norm" in parts:
+            event["grad_norm"] = parts["grad_norm"]
+        return event
 
 
 def _assert_equal_ranks(method: Method) -> None:
@@ -386,7 +441,9 @@ def _fabric(device: torch.device | None) -> Fabric:
     accelerator = "auto" if device is None else device.type
     if not several_processes():
         return Fabric(accelerator=accelerator, devices=1)
-    strategy = DDPStrategy(broadcast_buffers=False)
+    # Gloo and NCCL would wait half an hour, or for ever, for a process that hangs.
+    patience = timedelta(seconds=float(os.environ.get(PATIENCE, "600")))
+    strategy = DDPStrategy(broadcast_buffers=False, timeout=patience)
     world, nodes = int(os.environ["WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     fabric = Fabric(
         accelerator=accelerator, devices=world // nodes, num_nodes=nodes, strategy=strategy

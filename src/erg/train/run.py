@@ -76,6 +76,7 @@ class Run:
         steps: optimiser steps.
         seed: of everything random.
         precision: auto takes bf16 where the processor has it.
+        compile: whether torch.compile makes the encoder's code; other bits than without.
         hold_out: images kept out of training for watching, at most 5 % of all.
         checkpoint_minutes: between checkpoints [minutes].
     """
@@ -95,6 +96,7 @@ class Run:
     steps: int = 1000
     seed: int = 0
     precision: Precision = "auto"
+    compile: bool = False
     hold_out: int = 1000
     checkpoint_minutes: float = 5.0
 
@@ -153,7 +155,10 @@ class Run:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"this is no run of format {FORMAT} (got {found!r}). Use its erg.")
         known = {f.name for f in fields(cls)}
-        given = {name: _thing(value) for name, value in data.items() if name in known}
+        try:
+            given = {name: _thing(value) for name, value in data.items() if name in known}
+        except (TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"the run is damaged ({error}). Use its erg.") from None
         name = given.get("method")
         if not isinstance(name, str):
             raise ValueError(f"a run names its method as text (got {name!r}).")
@@ -162,7 +167,10 @@ class Run:
                 f"the run's method {name!r} is not in the catalogue. If it is code you trust, "
                 f"repeat it: --method {name}"
             )
-        return cls(**given)
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"the run is damaged ({error}). Use its erg.") from None
 
 
 def has_bf16_instructions() -> bool:

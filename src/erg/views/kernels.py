@@ -10,7 +10,8 @@ compares them. exp, log, sine and cosine are ours: those of the C libraries diff
 A view is rendered in planes [3, side * side] of float32 that are transposed: pixel (y, x) of the
 crop stands at x * side + y. So both resize passes run along contiguous memory; the last step, which
 interleaves the channels anyway, turns the image back, together with flip and quarter turns. Colours
-and blur do not care: each works alike on both axes.
+and blur do not care: each works alike on both axes. The same last step chooses the form of the
+numbers that leave: float32, bfloat16 (numba has none: its bits, in uint16) or uint8.
 """
 
 import threading
@@ -23,14 +24,17 @@ import numpy as np
 TOP, LEFT, HEIGHT, WIDTH, FLIP, TURNS = range(6)
 JITTER, FIRST, SECOND, THIRD, FOURTH = range(6, 11)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(11, 15)
-GREY, BLUR, SIGMA, SOLARISE, COLUMNS = range(15, 20)
+GREY, BLUR, SIGMA, SOLARISE = range(15, 19)
+CUT, CUT_TOP, CUT_LEFT, CUT_HEIGHT, CUT_WIDTH, COLUMNS = range(19, 25)
 """Columns of the parameters, float64 [b COLUMNS]: box [source pixels]; flip 0 or 1; quarter turns
 counter-clockwise 0 to 3; jitter 0 or 1; the four steps in order (0 brightness, 1 contrast, 2
 saturation, 3 hue); three factors, and the hue's shift [turns of the colour circle]; grey 0 or 1;
-blur 0 or 1 and its standard deviation [pixels of the view]; solarise 0 or 1."""
+blur 0 or 1 and its standard deviation [pixels of the view]; solarise 0 or 1; cut-out 0 or 1, where
+it stands [share of the room that its size leaves] and its size [share of the view's side]."""
 
 # The purposes of random.Purpose that are used here.
 _CROP, _FLIP, _TURNS, _JITTER, _GREY, _BLUR, _SOLARISE, _NOISE, _ZEROED = range(1, 10)
+_CUTOUT = 13
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -42,6 +46,8 @@ _LN2_LOW = 1.90821492927058770002e-10  # k * high is exact
 _ZERO, _ONE, _TWO, _THREE, _FOUR, _SIX, _HALF = (np.float32(v) for v in (0, 1, 2, 3, 4, 6, 0.5))
 _GREY_R, _GREY_G, _GREY_B = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _FIXED = np.float32(2.0**20)  # one in fixed point
+_BYTE = np.float32(255)
+_UNDER_HALF, _16, _LOWEST = np.uint32(0x7FFF), np.uint32(16), np.uint32(1)  # of 16 bits
 
 _KERNELS: list[tuple[Any, str]] = []
 _LOCK = threading.Lock()
@@ -203,6 +209,25 @@ def _draw_colour(settings, h, row):
     row[SOLARISE] = _uniform(h, _SOLARISE, 0) < settings[16]
 
 
+@_kernel("void(float64[::1], uint64, float64[::1])")
+def _draw_cut(settings, h, row):
+    """A rectangle that fits into the view; after ten that do not, none, as torchvision has it."""
+    row[CUT : CUT_WIDTH + 1] = 0.0
+    if not _uniform(h, _CUTOUT, 0) < settings[17]:
+        return
+    low, high = settings[18], settings[19]
+    log_low, log_high = log(settings[20]), log(settings[21])
+    for attempt in range(10):
+        area = low + (high - low) * _uniform(h, _CUTOUT, 4 * attempt + 1)
+        ratio = exp(log_low + (log_high - log_low) * _uniform(h, _CUTOUT, 4 * attempt + 2))
+        cut_h, cut_w = np.sqrt(area / ratio), np.sqrt(area * ratio)
+        if cut_h < 1.0 and cut_w < 1.0:
+            row[CUT], row[CUT_HEIGHT], row[CUT_WIDTH] = 1.0, cut_h, cut_w
+            row[CUT_TOP] = _uniform(h, _CUTOUT, 4 * attempt + 3)
+            row[CUT_LEFT] = _uniform(h, _CUTOUT, 4 * attempt + 4)
+            return
+
+
 @_kernel(
     "void(float64[::1], int64[::1], int64[::1], uint64, uint64, int64[::1], uint64, uint64, "
     "float64[:, ::1])"
@@ -223,6 +248,7 @@ def draw_batch(settings, height, width, seed, epoch, index, view, geometry, out)
         turns = settings[6]
         row[TURNS] = turns if turns >= 0 else np.floor(4.0 * _uniform(own, _TURNS, 0))
         _draw_colour(settings, shared, row)
+        _draw_cut(settings, own, row)
 
 
 # Resize
@@ -486,7 +512,30 @@ def _blur(source, target, weight, reach, line):
                 _fast_pair(line, a, b, weight[k], target, c, x)
 
 
-# Noise and output
+# Cut-out, noise and output
+
+
+@_kernel("UniTuple(int64, 2)(float64, float64, int64)")
+def _span(size, place, side):
+    """First pixel and number of pixels of one edge of a cut-out, at least one."""
+    n = max(np.int64(np.rint(size * side)), 1)
+    return np.int64(place * (side - n + 1)), n
+
+
+@_kernel("void(float32[:, :, ::1], float64[::1], float32[::1])")
+def _cut(planes, row, mean):
+    """Fill the rectangle, which is drawn for the turned and flipped view, in planes that are
+    neither: turn it back, then flip it back."""
+    side = planes.shape[2]
+    top, height = _span(row[CUT_HEIGHT], row[CUT_TOP], side)
+    left, width = _span(row[CUT_WIDTH], row[CUT_LEFT], side)
+    for _ in range(np.int64(row[TURNS])):
+        top, left = left, side - top - height
+        height, width = width, height
+    if row[FLIP] > 0:
+        left = side - left - width
+    for c in range(3):
+        planes[c, left : left + width, top : top + height] = mean[c]
 
 
 @_kernel("void(float32[::1], float64, uint64)")
@@ -512,29 +561,82 @@ def _zero_pixels(plane, mean, probability, h):
         plane[i] = mean if drawn < probability else plane[i]
 
 
-@_kernel("void(float32[::1], int64, int64, float32[::1], float32[::1], float32[:, :, ::1])")
-def _write(everything, flip, turns, mean, std, out):
-    """Normalise; turn back, flip, turn: target (i, j) reads place + i * down + j * across."""
-    side = out.shape[0]
+@_kernel("UniTuple(int64, 3)(int64, int64, int64)")
+def _walk(flip, turns, side):
+    """Turn back, flip, turn: the view's pixel (i, j) is place + i * down + j * across."""
     last = side - 1
     place, along = (last * side, -side) if flip else (0, side)  # the crop's (0, 0); to x + 1
-    down, across = 1, along
     if turns == 1:
-        place, down, across = place + last * along, -along, 1
-    elif turns == 2:
-        place, down, across = place + last * along + last, -1, -along
-    elif turns == 3:
-        place, down, across = place + last, along, -1
+        return place + last * along, -along, 1
+    if turns == 2:
+        return place + last * along + last, -1, -along
+    if turns == 3:
+        return place + last, along, -1
+    return place, 1, along
+
+
+# The view is written in strips of columns, so that what is read stays in cache.
+
+
+@_kernel("void(float32[::1], int64, int64, float32[::1], float32[::1], float32[:, :, ::1])")
+def _write(everything, flip, turns, mean, std, out):
+    """The view in float32, normalised."""
+    side = out.shape[0]
+    place, down, across = _walk(flip, turns, side)
     green, blue = np.uint64(side * side), np.uint64(2 * side * side)
     mean_r, mean_g, mean_b = mean[0], mean[1], mean[2]
     scale_r, scale_g, scale_b = _ONE / std[0], _ONE / std[1], _ONE / std[2]
-    for strip in range(0, side, 32):  # strips of columns, so that what is read stays in cache
+    for strip in range(0, side, 32):
         for i in range(side):
             for j in range(strip, min(strip + 32, side)):
                 p = np.uint64(place + i * down + j * across)
                 out[i, j, 0] = (everything[p] - mean_r) * scale_r
                 out[i, j, 1] = (everything[p + green] - mean_g) * scale_g
                 out[i, j, 2] = (everything[p + blue] - mean_b) * scale_b
+
+
+@_kernel("uint16(float32)")
+def _bfloat16(value):
+    """The upper half of the bits of a float32, rounded to nearest, ties to even."""
+    word = np.float32(value).view(np.uint32)
+    return np.uint16((word + _UNDER_HALF + ((word >> _16) & _LOWEST)) >> _16)
+
+
+@_kernel("void(float32[::1], int64, int64, float32[::1], float32[::1], uint16[:, :, ::1])")
+def _write_bfloat16(everything, flip, turns, mean, std, out):
+    """The view in bfloat16: what `_write` writes, rounded."""
+    side = out.shape[0]
+    place, down, across = _walk(flip, turns, side)
+    green, blue = np.uint64(side * side), np.uint64(2 * side * side)
+    mean_r, mean_g, mean_b = mean[0], mean[1], mean[2]
+    scale_r, scale_g, scale_b = _ONE / std[0], _ONE / std[1], _ONE / std[2]
+    for strip in range(0, side, 32):
+        for i in range(side):
+            for j in range(strip, min(strip + 32, side)):
+                p = np.uint64(place + i * down + j * across)
+                out[i, j, 0] = _bfloat16((everything[p] - mean_r) * scale_r)
+                out[i, j, 1] = _bfloat16((everything[p + green] - mean_g) * scale_g)
+                out[i, j, 2] = _bfloat16((everything[p + blue] - mean_b) * scale_b)
+
+
+@_kernel("uint8(float32)")
+def _byte(value):
+    return np.uint8(np.int32(min(max(value, _ZERO), _ONE) * _BYTE + _HALF))
+
+
+@_kernel("void(float32[::1], int64, int64, uint8[:, :, ::1])")
+def _write_bytes(everything, flip, turns, out):
+    """The view in uint8, not normalised."""
+    side = out.shape[0]
+    place, down, across = _walk(flip, turns, side)
+    green, blue = np.uint64(side * side), np.uint64(2 * side * side)
+    for strip in range(0, side, 32):
+        for i in range(side):
+            for j in range(strip, min(strip + 32, side)):
+                p = np.uint64(place + i * down + j * across)
+                out[i, j, 0] = _byte(everything[p])
+                out[i, j, 1] = _byte(everything[p + green])
+                out[i, j, 2] = _byte(everything[p + blue])
 
 
 @_kernel("void(float32[:, :, ::1], float32[:, :, ::1], float64[::1], float32[::1], float32[::1])")
@@ -557,13 +659,17 @@ def _colours(planes, spare, row, gauss, padded):
 @_kernel(
     "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], float64[:, ::1], uint64, "
     "uint64, int64[::1], uint64, float64, float64, float32[::1], float32[::1], "
-    "float32[:, :, :, ::1])"
+    "uint8[:, :, :, ::1])"
 )
 def render_batch(
     flat, offset, width, params, seed, epoch, index, view, noise, zeroed, mean, std, out
 ):
-    """Render every item of a slice; scratch is allocated once."""
-    side = out.shape[1]
+    """Render every item of a slice; scratch is allocated once.
+
+    `out` is the memory of [b s s 3] as bytes. How many a number has tells its form: 4 float32,
+    2 bfloat16, 1 uint8.
+    """
+    side, size = out.shape[1], out.shape[3] // 3
     box_h, box_w = np.int64(0), np.int64(0)
     for i in range(len(index)):
         box_h = max(box_h, np.int64(params[i, HEIGHT]))
@@ -587,6 +693,8 @@ def render_batch(
         _taps(box_w, side, 1.0, start, count, weight)
         _resize_columns(tall, start, count, weight, planes)
         _colours(planes, spare, row, gauss, padded)
+        if row[CUT] > 0:
+            _cut(planes, row, mean)
         h = key(seed, epoch, np.uint64(index[i]), view)
         if noise > 0:
             _add_noise(buffer, noise, h)
@@ -594,4 +702,10 @@ def render_batch(
             for c in range(3):
                 plane = everything[c * side * side : (c + 1) * side * side]
                 _zero_pixels(plane, mean[c], zeroed, chain(h, np.uint64(_ZEROED)))
-        _write(everything, np.int64(row[FLIP]), np.int64(row[TURNS]), mean, std, out[i])
+        flip, turns = np.int64(row[FLIP]), np.int64(row[TURNS])
+        if size == 4:
+            _write(everything, flip, turns, mean, std, out[i].view(np.float32))
+        elif size == 2:
+            _write_bfloat16(everything, flip, turns, mean, std, out[i].view(np.uint16))
+        else:
+            _write_bytes(everything, flip, turns, out[i])

@@ -1,7 +1,15 @@
 """Plans: frozen data that say which views of an image to make. The kernels carry them out.
 
 Sources of the presets: the official repositories of the papers, as tabulated in their recipes
-(SimCLR data_util, BYOL augmentations, SwAV multicropdataset, DINO main_dino).
+(SimCLR data_util, BYOL augmentations, SwAV multicropdataset, DINO main_dino). All numbers are
+theirs. The operations are torchvision's on float images, and depart from theirs where theirs
+depart from each other:
+
+- the resize is bilinear with antialiasing, as SwAV's (SimCLR, BYOL, DINO: bicubic);
+- brightness multiplies, as SimCLR's second version (BYOL: adds);
+- saturation mixes with grey (BYOL: the S of HSV); hue shifts the H of HSV, as everywhere;
+- the blur's kernel ends at a tenth of the side, as SimCLR's and BYOL's (SwAV, DINO: Pillow's blur);
+- mean and standard deviation are the encoder's (SwAV: 0.228 for red).
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +47,7 @@ class Masking:
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How one view is made, in this order: crop and resize, flip, quarter turns, colour jitter,
-    grey, blur, solarise, noise, normalise, mask.
+    grey, blur, solarise, cut-out, noise, zeroed pixels, normalise, mask.
 
     Args:
         size: side of the view, as a fraction of the encoder's image size.
@@ -58,11 +66,15 @@ class Augmentation:
         blur: probability of a Gaussian blur, kernel side // 10 made odd (at least 3).
         sigma: range of its standard deviation [pixels of the view].
         solarise: probability of inverting values >= 0.5.
+        cutout: probability of setting a rectangle of the view to the mean colour.
+        cutout_area: range of its area [fraction of the view's].
+        cutout_ratio: range of its width / height, drawn log-uniformly. Where ten rectangles drawn
+            so do not fit into the view, nothing is cut out.
         noise: standard deviation of Gaussian noise [fraction of the full range], not clipped.
         zeroed: probability with which each pixel is set to the mean colour (masking noise).
         mask: which patches to hide; the data stay whole.
-        same_as: the main view whose crop, flip and colours this one repeats (turns, noise,
-            zeroed and mask stay its own).
+        same_as: the main view whose crop, flip and colours this one repeats (turns, cut-out,
+            noise, zeroed and mask stay its own).
     """
 
     size: float = 1.0
@@ -79,18 +91,25 @@ class Augmentation:
     blur: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
+    cutout: float = 0.0
+    cutout_area: tuple[float, float] = (0.02, 0.33)
+    cutout_ratio: tuple[float, float] = (0.3, 3.3)
     noise: float = 0.0
     zeroed: float = 0.0
     mask: Masking | None = None
     same_as: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarise", "zeroed"):
+        for name in ("flip", "jitter", "grey", "blur", "solarise", "cutout", "zeroed"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a probability and should be in [0, 1] (got {value}).")
-        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"crop should be 0 < low <= high <= 1 (got {self.crop}).")
+        for name, area in (("crop", self.crop), ("cutout_area", self.cutout_area)):
+            if area is not None and not 0 < area[0] <= area[1] <= 1:
+                raise ValueError(f"{name} should be 0 < low <= high <= 1 (got {area}).")
+        for name, ratio in (("ratio", self.ratio), ("cutout_ratio", self.cutout_ratio)):
+            if not 0 < ratio[0] <= ratio[1]:
+                raise ValueError(f"{name} should be 0 < low <= high (got {ratio}).")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue should be in [0, 0.5] (got {self.hue}).")
 
@@ -130,6 +149,10 @@ class Plan:
                 raise ValueError(f"same_as should name an earlier view (got {view.same_as}).")
 
 
+LARGE = 128
+"""From this side on [pixels] methods take the recipes of ImageNet, below it those of CIFAR-10: in
+minutes at 96 pixels SwAV learned nothing from the strong ones (benchmarks/eight_methods)."""
+
 WHOLE = Augmentation(crop=None, flip=0.0)
 """The image as evaluation sees it: its largest centred square, nothing random."""
 
@@ -146,6 +169,9 @@ SIMCLR_SMALL = replace(
 )
 """SimCLR for small images: strength 0.5, no blur (Chen et al. 2020, appendix B.9); crops from a
 fifth of the area, a choice of ours for short runs."""
+
+MOCO2 = replace(SIMCLR_SMALL, blur=0.5)
+"""MoCo v2 (Chen et al. 2020): crops from a fifth of the area, weaker jitter, blur half the time."""
 
 BYOL_FIRST = Augmentation(
     jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grey=0.2, blur=1.0

@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     MASK = 10
     WEIGHTS = 11
     STEP = 12
+    CUTOUT = 13
 
 
 def _as_uint64(word: Word) -> np.ndarray:

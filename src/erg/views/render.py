@@ -6,13 +6,16 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float64, Int64, Shaped
 
 from erg.views import kernels
 from erg.views.masks import random_mask
 from erg.views.pixels import Pixels
 from erg.views.plan import Augmentation, Plan
-from erg.views.types import How, View, Views
+from erg.views.types import How, Output, View, Views
+
+MEMORY: dict[Output, str] = {"float32": "float32", "bfloat16": "uint16", "uint8": "uint8"}
+"""What the kernels write for each form of output: NumPy has no bfloat16, so its bits."""
 
 
 def settings(augmentation: Augmentation) -> Float64[np.ndarray, " p"]:
@@ -22,7 +25,8 @@ def settings(augmentation: Augmentation) -> Float64[np.ndarray, " p"]:
     turns = -1 if a.turns is None else a.turns % 4
     colours = (a.jitter, a.brightness, a.contrast, a.saturation, a.hue)
     rest = (a.grey, a.blur, *a.sigma, a.solarise)
-    return np.array([*crop, *a.ratio, a.flip, turns, *colours, *rest], dtype=np.float64)
+    cut = (a.cutout, *a.cutout_area, *a.cutout_ratio)
+    return np.array([*crop, *a.ratio, a.flip, turns, *colours, *rest, *cut], dtype=np.float64)
 
 
 def draw(
@@ -40,7 +44,7 @@ def draw(
     Args:
         pixels: the images, of which only the sizes matter here.
         augmentation: how the view is made.
-        view: number of the view, which the quarter turns depend on.
+        view: number of the view, which the quarter turns and the cut-out depend on.
         geometry: number of the view whose crop, flip and colours are drawn.
         seed: of the run.
         epoch: number of the epoch.
@@ -73,10 +77,10 @@ def render(
     index: Int64[np.ndarray, " b"],
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    out: Float32[np.ndarray, "b h w 3"],
+    out: Shaped[np.ndarray, "b h w 3"],
     pool: ThreadPoolExecutor | None = None,
 ) -> None:
-    """Render views with given parameters into `out`, channels last.
+    """Render views with given parameters into `out`, channels last, in the form of its numbers.
 
     Args:
         pixels: the images.
@@ -88,11 +92,23 @@ def render(
         index: row of each image in the manifest.
         mean: subtracted per channel.
         std: divided by per channel.
-        out: square views, filled here.
+        out: square views, filled here: float32, uint16 (the bits of bfloat16) or uint8 (values
+            clipped to [0, 1] and rounded to [0, 255], not normalised).
         pool: threads to share the batch; None renders in this thread. Must not be a pool whose
             workers are all waiting in this function.
+
+    Raises:
+        ValueError: `out` has numbers of another form, or one that cannot hold the view's noise.
     """
+    if out.dtype not in (np.float32, np.uint16, np.uint8):
+        raise ValueError(f"out is {out.dtype}. Give float32, uint16 (for bfloat16) or uint8.")
+    if out.dtype == np.uint8 and augmentation.noise > 0:
+        raise ValueError(
+            f"a view with noise of {augmentation.noise} has values outside [0, 1], which uint8 "
+            "would clip. Make it in float32 or bfloat16."
+        )
     kernels.compile_kernels()
+    memory = out.view(np.uint8)
     flat = np.asarray(pixels.flat).view()
     flat.flags.writeable = False  # the kernel's one signature reads memory maps too
     offset, width, rows = _integers(pixels.offset), _integers(pixels.width), _integers(index)
@@ -112,7 +128,7 @@ def render(
             augmentation.zeroed,
             means,
             stds,
-            out[part],
+            memory[part],
         )
 
     if pool is None:
@@ -138,15 +154,17 @@ def make_view(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     pool: ThreadPoolExecutor | None = None,
-    out: Float32[np.ndarray, "b h w 3"] | None = None,
+    output: Output = "float32",
+    pin: bool = False,
+    out: Shaped[np.ndarray, "b h w 3"] | None = None,
 ) -> View:
     """Make one view of every image.
 
     Args:
         pixels: the images.
         augmentation: how the view is made.
-        view: number of the view (main views first, then local ones), which quarter turns, noise,
-            zeroed pixels and mask depend on.
+        view: number of the view (main views first, then local ones), which quarter turns, cut-out,
+            noise, zeroed pixels and mask depend on.
         geometry: number of the view whose crop, flip and colours this one has; usually `view`.
         seed: of the run.
         epoch: number of the epoch.
@@ -155,10 +173,14 @@ def make_view(
         mean: subtracted per channel from values in [0, 1].
         std: divided by per channel.
         pool: threads to share the batch, which changes no bit; None works in this thread.
-        out: memory of the view, where it should not be allocated anew.
+        output: numbers of the view: float32 or bfloat16, normalised; or uint8, which `View.to`
+            normalises and which cannot hold noise.
+        pin: allocate memory that a GPU copies from by itself; there has to be one.
+        out: memory of the view, where it should not be allocated anew: float32, uint16 for
+            bfloat16, or uint8.
 
     Returns:
-        A view of float32 data [b 3 s s] in channels-last memory, that of `out`.
+        A view of data [b 3 s s] in channels-last memory, that of `out`.
 
     Raises:
         ValueError: the arguments do not fit each other.
@@ -166,13 +188,7 @@ def make_view(
     side = augmentation.pixels(image_size)
     _check(pixels, index, mean, std)
     shape = (len(index), side, side, 3)
-    if out is None:
-        out = np.empty(shape, dtype=np.float32)
-    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(
-            f"out is {out.dtype} {out.shape}, contiguous: {out.flags.c_contiguous}. "
-            f"Give contiguous float32 {shape}."
-        )
+    data = _memory(shape, output, pin) if out is None else _given(out, shape, output)
     params = draw(
         pixels,
         augmentation,
@@ -192,12 +208,13 @@ def make_view(
         index=index,
         mean=mean,
         std=std,
-        out=out,
+        out=data.numpy(),
         pool=pool,
     )
     masking = augmentation.mask
+    data = data.view(torch.bfloat16) if output == "bfloat16" else data
     return View(
-        data=torch.from_numpy(out).permute(0, 3, 1, 2),  # [b 3 s s]
+        data=data.permute(0, 3, 1, 2),  # [b 3 s s]
         made=_how(pixels, params),
         mask=random_mask(masking, seed, epoch, index, view) if masking else None,
         mean=tuple(mean),
@@ -217,12 +234,16 @@ def make_views(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     pool: ThreadPoolExecutor | None = None,
+    output: Output = "float32",
+    pin: bool = False,
 ) -> Views:
     """Make all views of a plan; arguments as `make_view`.
 
     Args:
         plan: of kind image.
         step: optimiser step the batch belongs to.
+        output: numbers of the views. Views with noise, which uint8 cannot hold, are made in
+            float32 instead: methods are given the same normalised floats after `Views.to`.
 
     Raises:
         ValueError: the plan is not of images, or the arguments do not fit each other.
@@ -245,11 +266,19 @@ def make_views(
                 mean=mean,
                 std=std,
                 pool=pool,
+                output="float32" if output == "uint8" and augmentation.noise > 0 else output,
+                pin=pin,
             )
         )
     n = len(plan.main)
     rows = torch.from_numpy(_integers(index).copy())
     return Views(tuple(made[:n]), rows, local=tuple(made[n:]), step=step, pairing=plan.pairs)
+
+
+_OWN = (
+    "size", "turns", "cutout", "cutout_area", "cutout_ratio", "noise", "zeroed", "mask",
+)  # fmt: skip
+"""What a view that repeats another has of its own."""
 
 
 def _resolve(plan: Plan, wanted: Augmentation, number: int) -> tuple[Augmentation, int]:
@@ -261,7 +290,7 @@ def _resolve(plan: Plan, wanted: Augmentation, number: int) -> tuple[Augmentatio
     if wanted.same_as is None:
         return wanted, number
     first, geometry = _resolve(plan, plan.main[wanted.same_as], wanted.same_as)
-    own = {name: getattr(wanted, name) for name in ("size", "turns", "noise", "zeroed", "mask")}
+    own = {name: getattr(wanted, name) for name in _OWN}
     return replace(first, **own), geometry
 
 
@@ -283,6 +312,23 @@ def _word(number: int) -> np.uint64:
 
 def _integers(values: np.ndarray) -> Int64[np.ndarray, " b"]:
     return np.ascontiguousarray(values, dtype=np.int64)
+
+
+def _memory(shape: tuple[int, ...], output: Output, pin: bool) -> torch.Tensor:
+    """New memory: NumPy's, which asks for large pages, or what a GPU copies from by itself."""
+    if pin:
+        return torch.empty(shape, dtype=getattr(torch, MEMORY[output]), pin_memory=True)
+    return torch.from_numpy(np.empty(shape, dtype=MEMORY[output]))
+
+
+def _given(out: np.ndarray, shape: tuple[int, ...], output: Output) -> torch.Tensor:
+    wanted = MEMORY[output]
+    if out.dtype != wanted or out.shape != shape or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out is {out.dtype} {out.shape}, contiguous: {out.flags.c_contiguous}. "
+            f"Give contiguous {wanted} {shape} for an output in {output}."
+        )
+    return torch.from_numpy(out)
 
 
 def _check(
@@ -307,8 +353,9 @@ def _check(
     if len(wrong):
         i = wrong[0]
         raise ValueError(
-            f"image {i} of the batch ({height[i]} x {width[i]} at byte {offset[i]}) is empty or "
-            f"outside the buffer of {len(flat)} bytes. Give sizes and offsets of whole images."
+            f"image {i} of the batch, row {index[i]} of the manifest ({height[i]} x {width[i]} at "
+            f"byte {offset[i]}), is empty or outside the buffer of {len(flat)} bytes. Give sizes "
+            "and offsets of whole images."
         )
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(

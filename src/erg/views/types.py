@@ -3,6 +3,7 @@
 Letters in shapes: b batch, c channels, h w pixels, n tokens, k target blocks, d features.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -12,6 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Pairs = Literal["views", "itself", "turn", "alone"]
+
+Output = Literal["float32", "bfloat16", "uint8"]
+"""The numbers of a new view: normalised, in four or two bytes; or in [0, 255], in one."""
 
 
 def _map_tensors(item: Any, function: Any) -> Any:
@@ -85,13 +89,27 @@ def _indices(chosen: Bool[Tensor, "b n"], what: str) -> Int[Tensor, "b m"]:
     return chosen.nonzero()[:, 1].reshape(chosen.shape[0], -1)
 
 
+@functools.cache
+def _per_channel(
+    values: tuple[float, ...], ndim: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A number per channel, to calculate with data of `ndim` axes. Kept, since every new one would
+    make the host wait for the device."""
+    with torch.inference_mode(False):  # made there first, it could not serve training afterwards
+        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, *(1,) * (ndim - 2))
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """What an input became: the one thing methods and encoders are given.
 
     Args:
         data: an image [b c h w], a vector [b d] or tokens [b n]; floats are already normalised
-            with `mean` and `std`.
+            with `mean` and `std`. Images in uint8 are not yet: `to` does it, on the device.
         made: how it was made, per item.
         mask: which patches are hidden.
         length: valid tokens per item, where items are padded.
@@ -109,22 +127,53 @@ class View:
     def __len__(self) -> int:
         return self.data.shape[0]
 
+    @property
+    def raw(self) -> bool:
+        """Whether the data are an image in [0, 255] that is still to be normalised, by `to`."""
+        return self.data.dtype == torch.uint8 and bool(self.mean)
+
     def unit(self) -> Tensor:
-        """The data before normalisation, in [0, 1] for images; same shape as `data`."""
+        """The data before normalisation, in [0, 1] for images, at least float32; same shape as
+        `data`."""
         if not self.mean:
             return self.data
-        shape = (1, -1) + (1,) * (self.data.ndim - 2)
-        mean = torch.tensor(self.mean, dtype=self.data.dtype, device=self.data.device)
-        std = torch.tensor(self.std, dtype=self.data.dtype, device=self.data.device)
-        return self.data * std.view(shape) + mean.view(shape)
+        dtype = _at_least_float32(self.data.dtype)
+        data = self.data.to(dtype)
+        if self.raw:
+            return data / 255
+        mean, std = (
+            _per_channel(values, data.ndim, dtype, data.device) for values in (self.mean, self.std)
+        )
+        return data * std + mean
+
+    def _normalised(self, dtype: torch.dtype) -> Tensor:
+        """Raw data / 255, minus the mean, divided by the deviation: one product and one sum."""
+        exact, data = _at_least_float32(dtype), self.data
+        shift = tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
+        scale = tuple(1 / (255 * s) for s in self.std)
+        shifts, scales = (
+            _per_channel(values, data.ndim, exact, data.device) for values in (shift, scale)
+        )
+        return torch.addcmul(shifts, data, scales).to(dtype)
 
     def with_data(self, data: Tensor) -> "View":
         """The same view of other data: How, Mask and scale are kept."""
         return replace(self, data=data)
 
     def to(self, *args: Any, **kwargs: Any) -> "View":
-        """Move to a device; a dtype is applied to floating-point data only."""
-        return _map_tensors(self, lambda t: _move(t, *args, **kwargs))
+        """Move to a device; a dtype is applied to floating-point data only.
+
+        An image in uint8 is moved as it is and normalised there, in float32 if no dtype is given.
+        """
+        moved = _map_tensors(self, lambda t: _move(t, *args, **kwargs))
+        if not moved.raw:
+            return moved
+        given = (a for a in (*args, kwargs.get("dtype")) if isinstance(a, torch.dtype))
+        return replace(moved, data=moved._normalised(next(given, torch.float32)))
+
+    def pin(self) -> "View":
+        """In memory that a device copies from by itself; what lies there already stays."""
+        return _map_tensors(self, torch.Tensor.pin_memory)
 
     def roll(self, shift: int) -> "View":
         """Item i becomes item i - shift (cyclically), with its How and Mask."""
@@ -177,12 +226,21 @@ class Views:
         return self.main
 
     def to(self, *args: Any, **kwargs: Any) -> "Views":
-        """Move to a device; a dtype is applied to floating-point data only."""
+        """Move to a device, as `View.to`."""
         return replace(
             self,
             main=tuple(v.to(*args, **kwargs) for v in self.main),
             local=tuple(v.to(*args, **kwargs) for v in self.local),
             index=_move(self.index, *args, **kwargs),
+        )
+
+    def pin(self) -> "Views":
+        """In memory that a device copies from by itself, as `View.pin`."""
+        return replace(
+            self,
+            main=tuple(v.pin() for v in self.main),
+            local=tuple(v.pin() for v in self.local),
+            index=self.index.pin_memory(),
         )
 
     def take(self, index: Int[Tensor, " m"] | slice) -> "Views":
@@ -241,8 +299,8 @@ def _independent(data: Tensor, step: int) -> Tensor:
     """Every element drawn on its own, uniform in the range of its channel (or feature)."""
     dims = [0, *range(2, data.ndim)]
     low, high = data.amin(dims, keepdim=True), data.amax(dims, keepdim=True)
-    drawn = torch.rand(data.shape, generator=_generator(step)).to(data)
-    return low + (high - low) * drawn
+    drawn = torch.rand(data.shape, generator=_generator(step)).to(data.device)
+    return (low + (high - low) * drawn).to(data.dtype)
 
 
 def _shuffled(data: Tensor, step: int) -> Tensor:

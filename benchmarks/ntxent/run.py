@@ -1,0 +1,92 @@
+"""NT-Xent of large batches: memory, time and exactness, beside the dense form and lightly's.
+
+    python benchmarks/ntxent/run.py [--peer-python PYTHON] [--repetitions 5]
+
+Forward and backward pass in float32 for batches of pairs of embeddings with 128 features. Every
+repetition is a process of its own (measure.py). What does not fit into nine tenths of the free
+memory is noted as too large. PYTHON is one that has lightly; without it lightly is left out. What
+is in results.json already is not measured again, unless --again says so.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+
+CLAIMED = 16_384
+BATCHES = (2_048, 4_096, 8_192, CLAIMED)
+FORMS = ("blocked", "dense", "lightly", "exact")
+
+
+def measure(form: str, batch: int, options: argparse.Namespace, repetition: int) -> dict[str, Any]:
+    """One process."""
+    python = options.peer_python if form == "lightly" else sys.executable
+    command = [
+        python, str(HERE / "measure.py"), form, "--batch", str(batch), "--steps",
+        str(options.steps), "--seed", str(repetition),
+    ]  # fmt: skip
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    machine = {"processor": binding.get_host_cpu_name(), "cores": os.cpu_count()}
+    return {**json.loads(printed.splitlines()[-1]), "machine": machine}
+
+
+def run() -> None:
+    """Measure what is missing, write after each process, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="timed in each repetition")
+    parser.add_argument("--again", action="store_true", help="forget what was measured")
+    options = parser.parse_args()
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.again else {}
+    for repetition in range(options.repetitions):
+        for batch in options.batches:
+            for form in FORMS:
+                key = f"{form}; batch {batch}; repetition {repetition}"
+                if key in done or (form == "lightly" and options.peer_python is None):
+                    continue
+                done[key] = measure(form, batch, options, repetition)
+                RESULTS.write_text(json.dumps(done, indent=1))
+                print(key, {k: v for k, v in done[key].items() if k != "versions"}, flush=True)
+    table(done)
+
+
+def table(done: dict[str, Any]) -> None:
+    """Medians over repetitions for every batch, and the claim."""
+    cells: dict[tuple[str, str, int], list[float]] = {}
+    for key, found in done.items():
+        form, batch, _ = key.split("; ")
+        for what in ("median", "grown_mb", "error"):
+            if what in found:
+                cells.setdefault((form, what, int(batch.split()[1])), []).append(found[what])
+    middle = {cell: statistics.median(values) for cell, values in cells.items()}
+    columns = [(form, what) for form in FORMS[:3] for what in ("median", "grown_mb")]
+    heads = [f"{form}, {'s' if what == 'median' else 'MB'}" for form, what in columns]
+    print(f"| pairs | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
+    for size in sorted({size for _, _, size in middle}):
+        row = [f"{middle[*c, size]:.4g}" if (*c, size) in middle else "-" for c in columns]
+        print(f"| {size:,} | {' | '.join(row)} |")
+    print("\n| pairs | | measured | bar |\n|---|---|---|---|")
+    for size in sorted({size for _, _, size in middle}):
+        ours, plain = ("blocked", "median", size), ("dense", "median", size)
+        if ours in middle and plain in middle:
+            print(f"| {size:,} | time / dense | {middle[ours] / middle[plain]:.2f} | <= 1.2 |")
+        if ("exact", "error", size) in middle:
+            print(f"| {size:,} | error | {middle['exact', 'error', size]:.1e} | <= 1e-5 |")
+    if ("blocked", "grown_mb", CLAIMED) in middle:
+        grown = middle["blocked", "grown_mb", CLAIMED]
+        print(f"| {CLAIMED:,} | memory | {grown:.0f} MB | <= 300 MB |")
+
+
+if __name__ == "__main__":
+    run()

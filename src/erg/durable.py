@@ -1,0 +1,142 @@
+"""Files that are whole or not there: after a kill, a power cut, or on a full disk.
+
+A file is written beside its final place (moves are sudden only inside one file system, and the
+system's temporary folder may lie on another), flushed, moved over the old one, and the folder is
+flushed too.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Unwritable(OSError):
+    """A file cannot be written; what was there before is as it was."""
+
+
+class NoSpace(Unwritable):
+    """The disk is full, or its quota is used up."""
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Problems with writing a file become one sentence on what is wrong and one on what to do."""
+    try:
+        yield
+    except Unwritable:
+        raise
+    except OSError as error:
+        raise _in_words(path, error) from error
+
+
+def _in_words(path: Path, error: OSError) -> Unwritable:
+    if error.errno in FULL:
+        found: Unwritable = NoSpace(
+            f"{path} cannot be written, since its disk is full. Make room and go on; what was "
+            "there before is intact."
+        )
+    else:
+        found = Unwritable(
+            f"{path} cannot be written ({error.strerror or error}). Give a folder that is there "
+            "and may be written to."
+        )
+    found.errno = error.errno
+    return found
+
+
+def partial_name(path: Path) -> Path:
+    """Where a file is written until it is whole: in its folder, as moves are sudden only there."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears whole when the block ends; until then the old one stays.
+
+    Raises:
+        Unwritable: the folder is read-only or gone.
+        NoSpace: the disk is full.
+    """
+    partial = partial_name(path)
+    with explained(path):
+        partial.unlink(missing_ok=True)
+        # Never through a link that somebody laid there.
+        stream = open(partial, "xb")  # noqa: SIM115
+    try:
+        yield stream
+        settle(stream, path)
+    except OSError as error:
+        if error.errno in FULL and not isinstance(error, Unwritable):
+            raise _in_words(path, error) from error
+        raise
+    finally:
+        with suppress(OSError):  # tidying up must not hide what came before it
+            stream.close()
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A file with this content, or the old one.
+
+    Raises:
+        Unwritable: the folder is read-only or gone.
+        NoSpace: the disk is full.
+    """
+    with whole_file(path) as stream, explained(path):
+        stream.write(content)
+
+
+def settle(stream: BinaryIO, path: Path) -> None:
+    """Move a file written to `partial_name(path)` to its place, safe from a power cut.
+
+    Raises:
+        Unwritable: the folder is read-only or gone.
+        NoSpace: the disk is full.
+    """
+    with explained(path):
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        os.replace(partial_name(path), path)
+        if os.name == "posix":
+            _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # how some network file systems say they cannot
+            raise
+    finally:
+        os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written; only for whoever writes there alone."""
+    for left in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            left.unlink()
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading: only a regular one, since a pipe would be waited for forever.
+
+    Raises:
+        OSError: it is not there, may not be read, or is no regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    number = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(number, "rb")

@@ -1,0 +1,59 @@
+"""One pass over the data: the same vectors as with everything decoded first."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erg.apply.embed import embed, open_for, vectors_of
+from erg.data.source import DataError
+from erg.data.synthetic import world
+from erg.encoders import build_encoder, load_encoder, save_encoder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_encoder(build_encoder("conv", 16, width=4, stages=2), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 pictures in three folders, every tenth of them broken: more than one batch."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, image in enumerate(world(300, size=32).images):
+        path = folder / f"{i % 3}" / f"{i:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+        if i % 10 == 0:
+            path.write_bytes(path.read_bytes()[:60])
+    return folder
+
+
+def test_vectors_are_those_of_everything_decoded_first(model: Path, pictures: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = embed(model, pictures, label="folder", progress=lambda n, of: seen.append((n, of)))
+    encoder = load_encoder(model)
+    opened = open_for(encoder, pictures, label="folder")
+    wanted = vectors_of(encoder, encoder, encoder, opened, opened.rows)
+    assert np.array_equal(found.vectors, wanted)
+    assert np.array_equal(found.ids, opened.rows)
+    assert len(found) == 270
+    assert found.paths == [opened.manifest.paths[i] for i in opened.rows]
+    assert found.labels is not None
+    assert [str(label) for label in found.labels] == [Path(p).parent.name for p in found.paths]
+    assert seen == [(256, 300), (270, 300)]
+
+
+def test_too_many_broken_pictures_are_an_error(model: Path, pictures: Path) -> None:
+    with pytest.raises(DataError, match="30 of 300"):
+        embed(model, pictures, max_skipped=0.05)
+    assert len(embed(model, pictures, max_skipped=0.1)) == 270
+
+
+def test_vectors_are_embedded_too(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    save_encoder(build_encoder("identity", 5), tmp_path / "identity")
+    assert np.array_equal(embed(tmp_path / "identity", vectors).vectors, vectors)

@@ -1,0 +1,153 @@
+"""Runs that are killed at any moment end as if they had not been, bit for bit.
+
+Every run saves after every step, so that kills fall into saving as often as into anything else. The
+seeds choose how many events are waited for before each kill, and how much longer.
+"""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from erg import catalog
+from erg.train.checkpoint import load_checkpoint
+from tests.faults.forks import POINTS, Parent
+
+STEPS = 6  # of `a_run`
+KILLS = 3
+
+
+def content(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], bytes]:
+    """Weights, buffers and optimiser after the last step, and everything that was logged."""
+    path = folder / "checkpoints" / f"step_{STEPS:09d}.safetensors"
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+        return tensors, file.metadata(), (folder / "events.jsonl").read_bytes()
+
+
+def events(folder: Path) -> int:
+    file = folder / "events.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def killed_and_resumed(
+    parent: Parent, method: str, folder: Path, threads: int, chance: random.Random
+) -> list[int]:
+    """Steps that a run, killed again and again, had saved each time it started."""
+    started: list[int] = []
+    for sitting in range(KILLS + 1):
+        saved = sorted((folder / "checkpoints").glob("step_*.safetensors"))
+        started.append(int(saved[-1].stem.removeprefix("step_")) if saved else 0)
+        child = parent.fork("train", method=method, folder=str(folder), threads=threads)
+        if sitting == KILLS:
+            assert child.wait() == 0, parent.log.read_text()[-3000:]
+            break
+        wanted = events(folder) + chance.randint(1, 2)
+        until = time.monotonic() + 60
+        while events(folder) < wanted and time.monotonic() < until and not finished(folder):
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
+        child.kill(signal.SIGKILL)
+        assert child.wait() in (0, -signal.SIGKILL), parent.log.read_text()[-3000:]
+    return started
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "checkpoints" / f"step_{STEPS:09d}.safetensors").exists()
+
+
+def compare(parent: Parent, method: str, tmp_path: Path, threads: int, seed: int) -> list[int]:
+    through, killed = tmp_path / f"through-{threads}", tmp_path / f"killed-{threads}-{seed}"
+    if not through.exists():
+        child = parent.fork("train", method=method, folder=str(through), threads=0)
+        assert child.wait() == 0, parent.log.read_text()[-3000:]
+    # A text as seed: the numbers are the same in every process and version.
+    chance = random.Random(f"{method} {threads} {seed}")
+    started = killed_and_resumed(parent, method, killed, threads, chance)
+    (mine, about, log), (wanted, wanted_about, wanted_log) = content(killed), content(through)
+    assert about == wanted_about
+    assert log == wanted_log
+    assert mine.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert mine[name].dtype == value.dtype
+        same = mine[name].contiguous().view(-1).view(torch.uint8)
+        assert torch.equal(same, value.contiguous().view(-1).view(torch.uint8)), name
+    left = [p.name for p in killed.rglob("*") if p.name.endswith(".tmp") or p.name == "lock"]
+    assert not left
+    assert len(list((killed / "checkpoints").iterdir())) == 4
+    return started
+
+
+@pytest.mark.parametrize(("method", "threads"), [("BYOL", 0), ("SwAV", 3)])
+def test_killed_runs_end_bit_equal(
+    method: str, threads: int, parent: Parent, tmp_path: Path
+) -> None:
+    started = compare(parent, method, tmp_path, threads, 0)
+    assert any(0 < step < STEPS for step in started), f"no kill fell inside the run: {started}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("method", catalog.names())
+def test_every_method_ends_bit_equal(method: str, parent: Parent, tmp_path: Path) -> None:
+    """Two ways of loading, three runs each with three kills: 18 kills a method."""
+    started = [compare(parent, method, tmp_path, t, seed) for t in (0, 3) for seed in range(3)]
+    inside = sum(0 < step < STEPS for steps in started for step in steps)
+    assert inside >= 3, f"nearly no kill fell inside a run: {started}"
+
+
+# Inside the window of saving -------------------------------------------------------------------
+
+
+def save_window(parent: Parent, folder: Path, point: str) -> None:
+    child = parent.fork("save", folder=str(folder), steps=[1, 2, 3], point=point)
+    assert child.wait() == -signal.SIGKILL, parent.log.read_text()[-3000:]
+    module = torch.nn.Linear(64, 64)
+    restored = load_checkpoint(folder, module, None)
+    assert restored is not None
+    complete = point in ("in place", "first of the old ones gone")
+    assert restored.step == (3 if complete else 2)
+    assert restored.skipped == ()
+    assert bool((module.weight == restored.step).all())
+    # The next start tidies up, and saving the next one leaves two whole ones and nothing else.
+    child = parent.fork("resave", folder=str(folder), step=restored.step + 1)
+    assert child.wait() == 0, parent.log.read_text()[-3000:]
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == [
+        f"step_{step:09d}.{kind}"
+        for step in (restored.step, restored.step + 1)
+        for kind in ("safetensors", "sha256")
+    ]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_while_saving(point: str, parent: Parent, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    save_window(parent, tmp_path / "run" / "checkpoints", point)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_while_saving_often(point: str, parent: Parent, tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / str(i)).mkdir()
+        save_window(parent, tmp_path / str(i) / "checkpoints", point)
+
+
+def test_events_are_those_of_the_steps_that_are_saved(parent: Parent, tmp_path: Path) -> None:
+    """A run killed before its first checkpoint starts again, and says nothing twice."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "events.jsonl").write_text('{"step": 1, "kind": "step", "loss": 0}\n{"st')
+    assert parent.fork("train", method="SimCLR", folder=str(folder), threads=0).wait() == 0
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["kind"] == "step"]
+    assert steps == list(range(1, STEPS + 1))
+    assert lines[1]["loss"] != 0

@@ -1,0 +1,224 @@
+"""Files that would run something when read the usual way: refused, in one line, and not run."""
+
+import ast
+import hashlib
+import io
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import erg
+from erg.data.manifest import Manifest
+from erg.data.source import open_source
+from erg.embeddings import Embeddings
+from erg.encoders import build_encoder, load_encoder
+from erg.train.checkpoint import load_checkpoint
+from erg.train.folder import RunFolder
+
+SOURCE = Path(erg.__file__).parent
+UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def offences(code: str) -> Iterator[str]:
+    """What in a piece of code could run what a file says."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            names = {alias.name.split(".")[0] for alias in node.names}
+            names |= {module.split(".")[0]} if module else set()
+            yield from sorted(names & (UNPICKLING | {"yaml"}))
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        told = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"):
+            yield name
+        if name in ("torch.jit.load", "torch.export.load", "torch.package.load"):
+            yield name
+        if name == "torch.load" and told.get("weights_only") != "True":
+            yield name
+        if told.get("weights_only", "True") != "True":
+            yield "weights_only"
+        if told.get("allow_pickle", "False") != "False":
+            yield "allow_pickle"
+        if told.get("shell", "False") != "False":
+            yield "shell"
+
+
+def test_no_line_of_ours_can_run_a_file() -> None:
+    found = {
+        str(path.relative_to(SOURCE)): list(offences(path.read_text()))
+        for path in SOURCE.rglob("*.py")
+    }
+    assert len(found) > 50
+    assert {path: what for path, what in found.items() if what} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle", "from joblib import load", "import yaml.scanner", "eval(x)", "exec(x)",
+        "torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=safe)",
+        "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=x)", "run(x, shell=True)",
+        "os.system(x)", "torch.jit.load(f)", "load(f, weights_only=False)",
+    ],
+)  # fmt: skip
+def test_the_search_can_fail(code: str) -> None:
+    assert list(offences(code))
+    assert not list(offences("torch.load(f, weights_only=True); np.load(f, allow_pickle=False)"))
+
+
+class Gadget:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.canary,))
+
+
+class Code(Gadget):
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (exec, (f"open({str(self.canary)!r}, 'w').close()",))
+
+
+class Shell(Gadget):
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        import os
+
+        return (os.system, (f"touch {self.canary}",))
+
+
+def in_memory(write: Callable[[io.BytesIO], object]) -> bytes:
+    stream = io.BytesIO()
+    write(stream)
+    return stream.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    def write(stream: io.BytesIO) -> None:
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    return in_memory(write)
+
+
+def tarred(members: dict[str, bytes]) -> bytes:
+    def write(stream: io.BytesIO) -> None:
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+    return in_memory(write)
+
+
+def objects(canary: Path) -> bytes:
+    array = np.array([Gadget(canary)], dtype=object)
+    return in_memory(lambda s: np.save(s, array, allow_pickle=True))
+
+
+MALICIOUS: dict[str, Callable[[Path], bytes]] = {
+    "os.system": lambda c: pickle.dumps(Shell(c)),
+    "builtins.exec": lambda c: pickle.dumps(Code(c)),
+    "the first protocol": lambda c: pickle.dumps(Gadget(c), protocol=0),
+    "torch.save": lambda c: in_memory(lambda s: torch.save({"w": Gadget(c)}, s)),
+    "torch.save as it was": lambda c: in_memory(
+        lambda s: torch.save(Gadget(c), s, _use_new_zipfile_serialization=False)
+    ),
+    "a legacy tar": lambda c: tarred(
+        {"pickle": pickle.dumps(Gadget(c)), "storages": b"", "tensors": b""}
+    ),
+    "a zip in a zip": lambda c: zipped({"a.zip": zipped({"data.pkl": pickle.dumps(Code(c))})}),
+    "an _instantiator": lambda c: in_memory(
+        lambda s: torch.save({"state_dict": {}, "hyper_parameters": {"_instantiator": Code(c)}}, s)
+    ),
+    "metadata of a sharded checkpoint": lambda c: pickle.dumps({"state_dict_metadata": Gadget(c)}),
+    "joblib": lambda c: b"\x80\x04" + pickle.dumps(Gadget(c), protocol=4)[2:],
+    "an .npy of objects": objects,
+    "a .pt2": lambda c: zipped(
+        {"archive_format": b"pt2", "data/weights/model.pt": pickle.dumps(Gadget(c))}
+    ),
+}
+
+
+def as_checkpoint(content: bytes, folder: Path) -> object:
+    place = folder / "checkpoints"
+    place.mkdir()
+    (place / "step_000000001.safetensors").write_bytes(content)
+    (place / "step_000000001.sha256").write_text(hashlib.sha256(content).hexdigest())
+    return load_checkpoint(place, torch.nn.Linear(1, 1), None)
+
+
+def as_encoder(content: bytes, folder: Path) -> object:
+    from erg.encoders import save_encoder
+
+    save_encoder(build_encoder("conv", 16, width=4, stages=2), folder)
+    (folder / "model.safetensors").write_bytes(content)
+    return load_encoder(folder)
+
+
+def as_weights(content: bytes, folder: Path, name: str = "a.safetensors") -> object:
+    (folder / name).write_bytes(content)
+    return build_encoder("resnet18", 32, init=str(folder / name))
+
+
+def as_embeddings(content: bytes, folder: Path) -> object:
+    (folder / "a.parquet").write_bytes(content)
+    return Embeddings.load(folder / "a.parquet")
+
+
+def as_manifest(content: bytes, folder: Path) -> object:
+    (folder / "manifest.parquet").write_bytes(content)
+    return Manifest.load(folder / "manifest.parquet")
+
+
+def as_run(content: bytes, folder: Path) -> object:
+    (folder / "run.json").write_bytes(content)
+    return RunFolder(folder).read_run()
+
+
+def as_array(content: bytes, folder: Path) -> object:
+    (folder / "a.npy").write_bytes(content)
+    return open_source(str(folder / "a.npy"))
+
+
+READERS = [
+    as_checkpoint, as_encoder, as_weights, as_embeddings, as_manifest, as_run, as_array,
+    lambda content, folder: as_weights(content, folder, "a.pt"),
+    lambda content, folder: as_weights(content, folder, "a.ckpt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MALICIOUS.values(), ids=MALICIOUS.keys())
+def test_nothing_is_run_by_any_reader(make: Callable[[Path], bytes], tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    content = make(canary)
+    canary.unlink(missing_ok=True)
+    for number, read in enumerate(READERS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(ValueError, match=r".+") as refused:
+            read(content, folder)
+        assert "\n" not in str(refused.value)
+        assert not canary.exists(), number
+
+
+@pytest.mark.parametrize("kind", [Gadget, Code, Shell])
+def test_the_canary_can_sing(kind: type[Gadget], tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    pickle.loads(pickle.dumps(kind(canary)))
+    assert canary.exists()

@@ -1,0 +1,27 @@
+"""The running mean of a teacher's outputs."""
+
+import pytest
+import torch
+
+from erg.parts.center import Center
+
+
+def test_moves_towards_the_mean_of_the_batch() -> None:
+    centre, generator = Center(3, 0.7).double(), torch.Generator().manual_seed(0)
+    wanted = [0.0, 0.0, 0.0]
+    for b in (4, 1, 7):
+        t = torch.randn(b, 3, generator=generator, dtype=torch.float64)
+        centre.update(t)
+        for k in range(3):
+            wanted[k] = 0.7 * wanted[k] + 0.3 * sum(row[k] for row in t.tolist()) / b
+        assert centre.mean.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_is_saved_in_its_own_precision_and_without_gradient() -> None:
+    centre, other = Center(2, 0.9), Center(2, 0.9)
+    centre.update(torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True))
+    assert centre.mean.dtype == torch.float32
+    assert not centre.mean.requires_grad
+    other.load_state_dict(centre.state_dict())
+    assert torch.equal(other.mean, centre.mean)
+    assert centre.mean.tolist() == pytest.approx([0.1, 0.1])
