@@ -16,7 +16,7 @@ from erg.train.checkpoint import state_hash
 from erg.train.fit import InMemory
 from erg.train.folder import Busy, RunFolder
 from erg.train.health import Health
-from erg.train.loop import Data, Diverged, Loop, train
+from erg.train.loop import Data, Diverged, Loop, measured, train
 from erg.train.preempt import Stopped
 from erg.train.run import Optimiser, Run
 from tests.test_every_method import SMALL
@@ -198,6 +198,26 @@ def test_methods_learn_on_vectors(tmp_path: Path) -> None:
     method = train(loop, RunFolder(tmp_path), observers=(Health(looks=1),))
     distance = np.linalg.norm(centres[:, None] - method.prototypes.detach().numpy(), axis=2)
     assert distance.min(axis=1).max() < 1.0, "a well stands at every centre"
+
+
+def test_minutes_count_what_is_gone_and_what_looking_takes(monkeypatch) -> None:
+    """With a clock of the test: a step takes 1 second, a look 5, and 30 are gone."""
+    clock = [1000.0]
+
+    class Slow(Health):
+        def look(self, method, step):
+            clock[0] += 5
+            return {}
+
+    run = a_run(steps=10**6)
+    loop = Loop(run, data(), device=torch.device("cpu"), threads=0)
+    monkeypatch.setattr(loop, "trial", lambda: 1.0)
+    monkeypatch.setattr("erg.train.loop.time.monotonic", lambda: clock[0])
+    assert measured(run, loop, 10, 970.0).steps == 570 - 30
+    # Ten looks and the first one, and the one that was measured.
+    assert measured(run, loop, 10, 970.0, [Slow(looks=10)]).steps == 570 - 30 - 11 * 5 - 5
+    assert measured(run, loop, 0.1, 970.0).steps == 1
+    loop.close()
 
 
 def test_a_compiled_encoder_keeps_the_names_of_its_weights(tmp_path: Path) -> None:

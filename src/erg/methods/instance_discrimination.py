@@ -28,8 +28,7 @@ class InstanceDiscrimination(Method):
     -T log sum_j exp(-F(j, y) / T).
 
     Departs from the paper: the full softmax by default, which costs little here; the random j are
-    drawn once per step for the whole batch, not for each image; proximal regularisation is left
-    out, as in the authors' code.
+    drawn once per step for the whole batch, not for each image; no proximal regularisation.
     Checked against: the golden number of NCE; loops over the memory.
 
     Args:

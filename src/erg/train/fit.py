@@ -213,8 +213,9 @@ def fit(
             run = _with_size(run, len(manifest))
             loop = Loop(run, opened, device=torch.device(device) if device else None)
             try:
+                watching = (Health(),) if observers is None else observers
                 if minutes is not None and not resume:
-                    loop.run = run = measured(run, loop, minutes, time.monotonic() - started)
+                    loop.run = run = measured(run, loop, minutes, started, watching)
                     tell(f"{run.steps} steps fit into {minutes:g} minutes on this machine.")
                 if lead:
                     manifest.save(folder.manifest)
@@ -223,7 +224,6 @@ def fit(
                         # Also of a run that was killed before it came here: nothing is loaded yet.
                         save_encoder(loop.method.encoder, folder.encoder_start)
                         _record_start(loop, folder)
-                watching = (Health(),) if observers is None else observers
                 method = train(
                     loop, folder, observers=watching, show=show, tell=tell, resume=resume
                 )

@@ -22,7 +22,7 @@ from erg.method import Loss, Method
 from erg.train.checkpoint import Diverged, load_checkpoint, save_checkpoint, state_hash
 from erg.train.features import computing_in, features, plain_attention, whole_images
 from erg.train.folder import RunFolder
-from erg.train.health import Observer, Watched
+from erg.train.health import Health, Observer, Watched
 from erg.train.optim import build_optimiser
 from erg.train.preempt import Stopped, Watch
 from erg.train.run import Run
@@ -249,10 +249,7 @@ def train(
         tell(f"Damaged, so left out: {', '.join(restored.skipped)}. Going on from step {done}.")
     if writes:
         folder.truncate(done if restored else -1)
-    watched = Watched(
-        loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps,
-        before=folder.first("health"),
-    )  # fmt: skip
+    watched = _watched(run, loop, folder.first("health"))
     for observer in observers:
         observer.start(watched)
     if done == 0:
@@ -312,14 +309,42 @@ def train(
     return loop.method
 
 
-def measured(run: Run, loop: Loop, minutes: float, spent: float) -> Run:
-    """The run with as many steps as fit into `minutes`, of which `spent` seconds are gone.
+def measured(
+    run: Run, loop: Loop, minutes: float, started: float, observers: Sequence[Observer] = ()
+) -> Run:
+    """The run with as many steps as fit into `minutes`, of which some are gone.
 
-    A twentieth is kept for looking and saving.
+    A twentieth is kept for saving. What `Health` takes is measured too, on a copy of it: with a
+    large encoder a look at the held-out images lasts as long as many steps.
+
+    Args:
+        run: whose steps are counted.
+        loop: of the run.
+        minutes: in all [minutes].
+        started: `time.monotonic()` from which they count.
+        observers: who will watch.
     """
     seconds = float(distributed.mean(torch.tensor([loop.trial()])))
-    steps = int(max(0.0, 0.95 * (60 * minutes) - spent) / seconds)
-    return replace(run, steps=max(1, steps))
+    whole = 0.95 * 60 * minutes
+    steps = max(1, int(whole / seconds))
+    looks = 0.0
+    for observer in observers:
+        if isinstance(observer, Health):
+            own = copy.copy(observer)
+            own.start(_watched(replace(loop.run, steps=steps), loop))
+            start = time.monotonic()
+            own.look(loop.method, 0)
+            looks += (time.monotonic() - start) * sum(own.due(step) for step in range(steps + 1))
+    left = whole - looks - (time.monotonic() - started)
+    left = float(distributed.mean(torch.tensor([left])))
+    return replace(run, steps=max(1, int(left / seconds)))
+
+
+def _watched(run: Run, loop: Loop, before: dict[str, Any] | None = None) -> Watched:
+    return Watched(
+        loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps,
+        before=before,
+    )  # fmt: skip
 
 
 class _Clock:
