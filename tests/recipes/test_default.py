@@ -20,10 +20,10 @@ def test_every_size_of_data_gets_a_run(images: int, side: int, accelerator: bool
 
 def test_what_is_said_is_taken_and_not_explained() -> None:
     run, why = default(
-        Seen(1000, 64, False), method="BYOL", encoder="conv", image_size=40, batch=10, epochs=3,
+        Seen(1000, 64, False), method="DCL", encoder="conv", image_size=40, batch=10, epochs=3,
         lr=0.5, seed=9, init=None,
     )  # fmt: skip
-    assert (run.method, run.encoder, run.image_size, run.batch) == ("BYOL", "conv", 40, 10)
+    assert (run.method, run.encoder, run.image_size, run.batch) == ("DCL", "conv", 40, 10)
     assert run.optimiser.lr == 0.5
     assert run.seed == 9
     assert run.steps == 3 * 95
