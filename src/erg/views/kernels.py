@@ -639,6 +639,15 @@ def _write_bytes(everything, flip, turns, out):
                 out[i, j, 2] = _byte(everything[p + blue])
 
 
+@_kernel("void(float32[:, :, ::1], float32[:, :, ::1])")
+def _copy(source, target):
+    """A loop: an assignment of arrays takes four seconds to compile."""
+    for c in range(3):
+        for x in range(source.shape[1]):
+            for i in range(source.shape[2]):
+                target[c, x, i] = source[c, x, i]
+
+
 @_kernel("void(float32[:, :, ::1], float32[:, :, ::1], float64[::1], float32[::1], float32[::1])")
 def _colours(planes, spare, row, gauss, padded):
     """Jitter, grey, blur, solarise, as far as they are on; in place."""
@@ -651,7 +660,7 @@ def _colours(planes, spare, row, gauss, padded):
     if row[BLUR] > 0:
         reach = _gauss(row[SIGMA], len(gauss) - 1, gauss)
         _blur(planes, spare, gauss, reach, padded)
-        planes[:] = spare
+        _copy(spare, planes)
     if row[SOLARISE] > 0:
         _solarise(everything)
 
