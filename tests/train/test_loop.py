@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from erg import catalog
-from erg.train.checkpoint import state_hash
+from erg.train.checkpoint import Diverged, state_hash
 from erg.train.fit import InMemory
 from erg.train.folder import Busy, RunFolder
 from erg.train.health import Health
-from erg.train.loop import Data, Diverged, Loop, measured, train
+from erg.train.loop import Data, Loop, measured, train
 from erg.train.preempt import Stopped
 from erg.train.run import Optimiser, Run
 from tests.test_every_method import SMALL

@@ -19,10 +19,11 @@ from torch import nn
 from erg import distributed
 from erg.data.loader import Images, Loader
 from erg.method import Loss, Method
-from erg.train.checkpoint import Diverged, load_checkpoint, save_checkpoint, state_hash
+from erg.train.checkpoint import load_checkpoint, save_checkpoint, state_hash
 from erg.train.features import computing_in, features, plain_attention, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import Health, Observer, Watched
+from erg.train.log import Clock, Log
 from erg.train.optim import build_optimiser
 from erg.train.preempt import Stopped, Watch
 from erg.train.run import Run
@@ -254,8 +255,8 @@ def train(
         observer.start(watched)
     if done == 0:
         loop.after_epoch()
-    clock = _Clock(folder, writes)
-    log = _Log(folder, writes, run)
+    clock = Clock(folder, writes)
+    log = Log(folder, writes, run)
     health: dict[str, Any] = {}
     log_every = max(1, run.steps // 2000)
 
@@ -345,95 +346,6 @@ def _watched(run: Run, loop: Loop, before: dict[str, Any] | None = None) -> Watc
         loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps,
         before=before,
     )  # fmt: skip
-
-
-class _Clock:
-    """Wall-clock figures, apart from everything a step decides."""
-
-    def __init__(self, folder: RunFolder, writes: bool) -> None:
-        self.folder, self.writes, self.before = folder, writes, folder.seconds()
-        self.start = self.last = self.checkpoint = time.monotonic()
-        self.last_step, self.images = -1, 0
-        self.speed = 0.0
-
-    def tick(self, step: int) -> float:
-        now = time.monotonic()
-        if self.last_step >= 0:
-            self.speed = self.images / max(1e-9, now - self.last)
-        if self.writes:
-            seconds = round(self.before + now - self.start, 3)
-            self.folder.timing(step, seconds=seconds, images_per_second=round(self.speed, 1))
-        self.last, self.last_step = now, step
-        return self.speed
-
-    def since_saving(self) -> float:
-        return time.monotonic() - self.checkpoint
-
-    def saved(self) -> None:
-        self.checkpoint = time.monotonic()
-
-
-class _Log:
-    """Losses as events. On a GPU the values of a step are read when those of the next are there, so
-    that logging does not wait for the device; `write` catches up."""
-
-    def __init__(self, folder: RunFolder, writes: bool, run: Run) -> None:
-        self.folder, self.writes, self.run = folder, writes, run
-        self.dtype = torch.float64 if run.precision == "64" else torch.float32
-        self.last: dict[str, float] = {}
-        self.waiting: tuple[int, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
-
-    def take(self, step: int, parts: dict[str, torch.Tensor]) -> None:
-        """The parts of a step's loss, on the device; those of the step before are written."""
-        self.write()
-        values = torch.stack([value.detach().to(self.dtype) for value in parts.values()])
-        copied = None
-        if values.is_cuda:
-            host = torch.empty(values.shape, dtype=self.dtype, pin_memory=True)
-            values = host.copy_(values, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-        self.waiting = (step, list(parts), values, copied)
-        if copied is None:
-            self.write()
-
-    def write(self) -> None:
-        """Write what is waiting.
-
-        Raises:
-            Diverged: a value is not finite.
-        """
-        if self.waiting is None:
-            return
-        (step, names, values, copied), self.waiting = self.waiting, None
-        if copied is not None:
-            copied.synchronize()
-        parts = dict(zip(names, values.tolist(), strict=True))
-        loss = sum(value for name, value in parts.items() if "/" in name)
-        if not np.isfinite(loss):
-            bad = [name for name, value in parts.items() if not np.isfinite(value)]
-            raise Diverged(
-                f"the loss is not finite at step {step + 1} ({', '.join(bad)}). Lower --lr, or "
-                "resume from the last checkpoint with another seed."
-            )
-        self.last = {"loss": loss, **parts}
-        if self.writes:
-            self.folder.event(step + 1, "step", **self._event(step, loss, parts))
-
-    def _event(self, step: int, loss: float, parts: dict[str, float]) -> dict[str, Any]:
-        progress = step / self.run.steps
-        event: dict[str, Any] = {
-            "progress": round(progress, 6),
-            "lr": self.run.optimiser.learning_rate(progress),
-            "loss": loss,
-        }
-        for kind in ("pull", "push"):
-            named = {n.split("/", 1)[1]: v for n, v in parts.items() if n.startswith(kind + "/")}
-            if named:
-                event[kind] = named
-        if "grad_norm" in parts:
-            event["grad_norm"] = parts["grad_norm"]
-        return event
 
 
 def _assert_equal_ranks(method: Method) -> None:
