@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Kills, full disks and other processes, about 40 minutes on two cores.
-.PHONY: demo test test-slow-faults check lint types contracts clean
+.PHONY: demo test test-slow-faults bench bench-long check lint types contracts clean
 
 demo: $(VENV)/.installed
 	$(BIN)/erg demo
@@ -12,8 +11,28 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -m "not slow"
 
+# Kills, full disks and other processes, about 40 minutes on two cores.
 test-slow-faults: $(VENV)/.tested
 	$(BIN)/python -m pytest tests/faults -m slow
+
+# Beside the library lightly, in an environment of its own; on an otherwise idle machine.
+DATA ?= ../shared/data
+PEER := $(VENV)-peer
+
+bench: $(VENV)/.installed $(PEER)/.installed
+	$(BIN)/python benchmarks/views/run.py --peer-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/training_step/run.py $(DATA) --peer-python $(PEER)/bin/python --again
+	$(BIN)/python benchmarks/embedding/run.py $(DATA) --peer-python $(PEER)/bin/python --again
+	$(BIN)/python benchmarks/readme.py
+
+bench-long: $(VENV)/.installed $(PEER)/.installed
+	$(BIN)/python benchmarks/training_step/breakdown.py $(DATA)
+	$(BIN)/python benchmarks/ntxent/run.py --peer-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/cifar10/run.py $(DATA) --seeds 0 1 2
+	$(BIN)/python benchmarks/eight_methods/run.py $(DATA)
+	$(BIN)/python benchmarks/small_images/run.py $(DATA)
+	$(BIN)/python benchmarks/time_to_accuracy/run.py $(DATA) --peer-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/readme.py
 
 check: lint types contracts
 
@@ -41,5 +60,10 @@ $(VENV)/.developing: $(VENV)/.tested
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(PEER)/.installed:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet lightly pyarrow
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEER)

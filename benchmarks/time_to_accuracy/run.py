@@ -173,34 +173,58 @@ def run() -> None:
     table(done)
 
 
-def table(done: dict[str, Any]) -> None:
-    """Median seconds to each accuracy, and how many times as fast as lightly that is."""
+def lightly_seconds(done: dict[str, Any]) -> dict[float, float]:
+    """What lightly takes to each accuracy, at its images per second here."""
     rates = [
         value["batch"] / statistics.median(value["seconds"])
         for key, value in done.items()
         if key.startswith(PEER)
     ]
     known = done["lightly's curve"]["curve"] if "lightly's curve" in done else KNOWN
-    theirs = {wanted: _images(known, wanted) / statistics.median(rates) for wanted in WANTED}
-    seconds: dict[str, dict[float, list[float]]] = {}
+    return {wanted: _images(known, wanted) / statistics.median(rates) for wanted in WANTED}
+
+
+def seconds(done: dict[str, Any]) -> dict[str, dict[float, list[float]]]:
+    """Of every trial and accuracy, one a seed."""
+    found: dict[str, dict[float, list[float]]] = {}
     for key, value in done.items():
         trial = key.rsplit(";", 1)[0]
         if trial in TRIALS:
             for wanted in WANTED:
                 lasted = _seconds(value["curve"], wanted)
-                seconds.setdefault(trial, {}).setdefault(wanted, []).append(lasted)
-    names = [f"to {w:.0%}, s | times as fast | lowest | highest" for w in WANTED]
-    print(f"| | {' | '.join(names)} |\n|---{'|---' * 4 * len(WANTED)}|")
-    print(f"| {PEER} | {' | '.join(f'{theirs[w]:.0f} | 1 | | ' for w in WANTED)} |")
-    for trial, found in seconds.items():
-        cells: list[str] = []
+                found.setdefault(trial, {}).setdefault(wanted, []).append(lasted)
+    return found
+
+
+def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What is claimed, the bar, and what was measured (lowest to highest of the seeds)."""
+    theirs, found = lightly_seconds(done), seconds(done)
+    rows: list[tuple[str, str, str]] = []
+    for first, bar in (("default", 10), ("ResNet-18", 2.5)):
         for wanted in WANTED:
-            middle = statistics.median(found[wanted])
-            times = [theirs[wanted] / each for each in found[wanted]]
-            cells += [f"{middle:.1f}", f"{theirs[wanted] / middle:.1f}"]
-            cells += [f"{min(times):.1f}", f"{max(times):.1f}"]
+            # A schedule is chosen before training: the fastest of those that get there.
+            tried = [each[wanted] for trial, each in found.items() if trial.startswith(first)]
+            if tried:
+                best = min(tried, key=statistics.median)
+                times = [theirs[wanted] / each for each in best]
+                measured = f"{theirs[wanted] / statistics.median(best):.1f}"
+                spread = f"{measured} ({min(times):.1f} to {max(times):.1f})"
+                name = f"speed to {wanted:.0%} on CIFAR-10 / lightly's in bf16: {first} encoder"
+                rows.append((name, f">= {bar:g}", spread))
+    return rows
+
+
+def table(done: dict[str, Any]) -> None:
+    """Median seconds to each accuracy, and what is claimed."""
+    theirs = lightly_seconds(done)
+    print(f"| | {' | '.join(f'to {w:.0%}, s' for w in WANTED)} |\n|---{'|---' * len(WANTED)}|")
+    print(f"| {PEER} | {' | '.join(f'{theirs[w]:.0f}' for w in WANTED)} |")
+    for trial, found in seconds(done).items():
+        cells = [f"{statistics.median(found[wanted]):.1f}" for wanted in WANTED]
         print(f"| {trial} | {' | '.join(cells)} |")
-    print("\nBars: 10 times as fast with any encoder, 2.5 times with the same ResNet-18.")
+    print("\n| | bar | measured |\n|---|---|---|")
+    for row in claims(done):
+        print(f"| {' | '.join(row)} |")
 
 
 def _images(curve: Sequence[Sequence[float]], wanted: float) -> float:

@@ -1,8 +1,8 @@
 """Views per second of one core, beside those of the library `lightly` from PyPI.
 
-The claims: one core makes at least 175,000 SimCLR views of 32 pixels per second without blur, and
-2,900 of 224 pixels with blur from images of 256 pixels; and many times the views of lightly's own
-transforms of the same recipes, DINO's ten crops of an image among them.
+The claims: one core makes at least 60 times as many SimCLR views of 32 pixels per second as
+lightly's own transforms of the same recipe, 10 times as many of 224 pixels with blur from images of
+256 pixels, and 8 times as many of DINO's ten crops of an image.
 
     python benchmarks/views/run.py                                  # ours alone
     python -m venv PEER && PEER/bin/python -m pip install lightly
@@ -52,7 +52,7 @@ class Case:
         size: of the views [pixels].
         batch: our images per call.
         peer_batch: of these, how many the peer takes in one batch.
-        goal: of ours [views/s].
+        bar: of the ratio of ours to the peer's.
     """
 
     title: str
@@ -61,7 +61,7 @@ class Case:
     size: int
     batch: int
     peer_batch: int
-    goal: int | None = None
+    bar: float
 
     @property
     def sides(self) -> list[int]:
@@ -73,16 +73,16 @@ class Case:
 CASES = {
     "simclr_32": Case(
         "SimCLR, no blur, 32 px of 32", two_views(replace(SIMCLR, blur=0.0)), 32, 32,
-        batch=1024, peer_batch=128, goal=175_000,
+        batch=1024, peer_batch=128, bar=60,
     ),
     "simclr_224": Case(
         "SimCLR, 224 px of 256", two_views(SIMCLR), 256, 224,
-        batch=64, peer_batch=16, goal=2_900,
+        batch=64, peer_batch=16, bar=10,
     ),
     "dino": Case(
         "DINO, 2 x 224 + 8 x 96 px of 256",
         Plan(main=(DINO_FIRST, DINO_SECOND), local=(DINO_LOCAL,) * 8), 256, 224,
-        batch=64, peer_batch=4,
+        batch=64, peer_batch=4, bar=8,
     ),
 }  # fmt: skip
 
@@ -180,7 +180,7 @@ def measure(
     ours = Ours(case, data, seed)
     rates: dict[str, list[float]] = {"erg": []}
     found: dict[str, Any] = {
-        "case": case.title, "sides": case.sides, "batch": case.batch, "goal": case.goal
+        "case": case.title, "sides": case.sides, "batch": case.batch, "bar": case.bar
     }  # fmt: skip
     if python is None:
         rates["erg"] = [ours.rate(seconds) for _ in range(repeats)]
@@ -201,11 +201,23 @@ def measure(
     return found
 
 
+def claims(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What is claimed, the bar, and what was measured (lowest to highest of the repetitions)."""
+    return [
+        (
+            f"views/s of one core / lightly's: {row['case']}",
+            f">= {row['bar']:g}",
+            f"{row['ratio']:.1f} ({min(row['ratios']):.1f} to {max(row['ratios']):.1f})",
+        )
+        for row in report["rows"]
+    ]
+
+
 def show(row: dict[str, Any]) -> None:
     """A line of the table."""
-    cells = [f"{row['views_per_second']['erg']:,.0f}", f"{row['goal']:,}" if row["goal"] else ""]
+    cells = [f"{row['views_per_second']['erg']:,.0f}"]
     if "ratio" in row:
-        cells += [f"{row['views_per_second']['lightly']:,.0f}", f"{row['ratio']}x"]
+        cells += [f"{row['views_per_second']['lightly']:,.0f}", f"{row['ratio']}", f"{row['bar']}"]
     print(f"{row['case']:34}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
@@ -220,7 +232,7 @@ def main() -> None:
     if options.peer_python is not None and options.repeats < 5:
         parser.error("a comparison needs at least 5 repetitions.")
     torch.set_num_threads(1)
-    heads = ["erg", "goal"] + ["lightly", "ratio"] * (options.peer_python is not None)
+    heads = ["erg"] + ["lightly", "ratio", "bar"] * (options.peer_python is not None)
     print(f"{'views/s':34}" + "".join(f"{head:>12}" for head in heads))
     rows = []
     for name in options.cases:

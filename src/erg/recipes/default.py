@@ -35,6 +35,11 @@ ON_A_CPU = {
         batch=64,
         lr=1e-3,
     ),
+    "DenoisingAutoencoder": Small(
+        "more noise and a lower rate than is best for its energy, for the sake of its features.",
+        {"noise": 0.25},
+        lr=7e-4,
+    ),
     "SwAV": Small(
         "64 prototypes and two crops, so that a batch of 64 fills them: more steps a minute.",
         {"prototypes": 64, "hidden": 512, "eps": 0.03, "queue": 0, "small_crops": 0},

@@ -196,24 +196,35 @@ class Loop:
         everyone = distributed.gather(torch.from_numpy(mine).to(weights))
         self.method.after_epoch(everyone)
 
-    def trial(self, steps: int = 8) -> float:
+    def trial(self, steps: int = 8, lasting: float = 3.0) -> float:
         """Seconds per step, measured on a throw-away copy of all state.
 
-        The first steps warm caches up and do not count; the median of the others does.
+        The first steps warm caches up and do not count; the median of the others does, and for
+        methods that do something after an epoch a step's share of it.
+
+        Args:
+            steps: at least so many.
+            lasting: and as many as fill so long [s].
         """
         method, optimiser = self.method, self.optimiser
         kept = copy.deepcopy(method.state_dict())
         kept_optimiser = copy.deepcopy(optimiser.state_dict()) if optimiser else None
         seconds: list[float] = []
-        for i in range(steps):
+        while len(seconds) < steps or distributed.agree(sum(seconds) < lasting, self.device):
             start = time.perf_counter()
-            step = i % max(1, min(self.loader.steps_per_epoch, self.run.steps))
+            step = len(seconds) % max(1, min(self.loader.steps_per_epoch, self.run.steps))
             self.step(step, self.loader.batches(step))
             seconds.append(time.perf_counter() - start)
+        epoch = 0.0
+        if self.clusters:
+            self.after_epoch()  # the first is the start of a clustering, not one of its steps
+            start = time.perf_counter()
+            self.after_epoch()
+            epoch = time.perf_counter() - start
         method.load_state_dict(kept)
         if optimiser is not None and kept_optimiser is not None:
             optimiser.load_state_dict(kept_optimiser)
-        return float(np.median(seconds[3:]))
+        return float(np.median(seconds[3:])) + epoch / self.loader.steps_per_epoch
 
     def close(self) -> None:
         """End the loader's threads."""
