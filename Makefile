@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow-faults bench bench-long check lint types contracts clean
+.PHONY: demo test test-slow-faults test-slow-fuzz-1 test-slow-fuzz-2 bench bench-long check lint types contracts clean
 
 demo: $(VENV)/.installed
 	$(BIN)/erg demo
@@ -13,7 +13,14 @@ test: $(VENV)/.tested
 
 # Kills, full disks and other processes, about 40 minutes on two cores.
 test-slow-faults: $(VENV)/.tested
-	$(BIN)/python -m pytest tests/faults -m slow
+	$(BIN)/python -m pytest tests/faults -m slow --ignore tests/faults/test_fuzz.py
+
+# Ten minutes for each kind of file.
+test-slow-fuzz-1: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_fuzz.py -m slow -k "image or zip or tar or parquet or npy"
+
+test-slow-fuzz-2: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_fuzz.py -m slow -k "not (image or zip or tar or parquet or npy)"
 
 # Beside the library lightly, in an environment of its own; on an otherwise idle machine.
 DATA ?= ../shared/data

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from erg.cli import main
+from erg.cli import COMMANDS, main
 
 QUICK = ["--encoder", "conv", "--image-size", "32", "--batch", "16", "--steps", "4"]
 
@@ -191,16 +191,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_help_and_version(capsys) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    for command in (
-        "demo",
-        "pretrain",
-        "evaluate",
-        "embed",
-        "export",
-        "report",
-        "methods",
-        "doctor",
-    ):
+    for command in COMMANDS:
         assert f"  {command}" in said
     assert main([]) == 2
     assert main(["--version"]) == 0

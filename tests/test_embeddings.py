@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from erg.embeddings import Embeddings, unit
+from erg.embeddings import Embeddings, merge, unit
 
 
 def some(n: int = 6, d: int = 3, **changes: Any) -> Embeddings:
@@ -241,3 +241,19 @@ def test_unit_names_the_row_that_is_not_finite(bad: float) -> None:
     rows[3, 1] = bad
     with pytest.raises(ValueError, match="row 3"):
         unit(rows)
+
+
+def test_parts_become_one_file_in_their_order(tmp_path: Path) -> None:
+    whole = some()
+    files = [tmp_path / f"{i}.parquet" for i in range(4)]
+    for file, rows in zip(files, (slice(0, 2), slice(0, 0), slice(2, 3), slice(3, 6)), strict=True):
+        whole[rows].save(file)
+    some(d=7)[:0].save(files[1])  # without rows the width is of no account
+    assert merge(files, tmp_path / "all.parquet", whole.origin) == (6, 3)
+    assert same(Embeddings.load(tmp_path / "all.parquet"), whole)
+    assert merge(files[1:2], tmp_path / "none.parquet", {}) == (0, 1)
+    assert len(Embeddings.load(tmp_path / "none.parquet")) == 0
+    some(d=4).save(files[2])
+    with pytest.raises(ValueError, match=r"2.parquet holds vectors of 4 values and those .* of 3"):
+        merge(files, tmp_path / "other.parquet", {})
+    assert not (tmp_path / "other.parquet").exists()

@@ -16,6 +16,7 @@ from erg.encoders import (
     IMAGENET_STD,
     OURS,
     TimmEncoder,
+    TokenTransformer,
     build_encoder,
     load_encoder,
     parameter_count,
@@ -243,6 +244,79 @@ def test_vectors() -> None:
     assert parameter_count(identity) == 0
 
 
+SEQUENCE: dict[str, Any] = {"vocabulary": 11, "width": 8, "depth": 2, "heads": 2}
+
+
+def sequences() -> Tensor:
+    """The first is whole, the second ends after four of seven tokens."""
+    data = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(0))
+    data[1, 4:] = -1
+    return data
+
+
+def test_a_sequence_gives_tokens_and_their_mean() -> None:
+    encoder, data = build_encoder("sequence", 7, **SEQUENCE).eval(), sequences()
+    assert (encoder.vocabulary, encoder.grid, encoder.dim, encoder.mean) == (11, (1, 7), 8, ())
+    tokens, vectors = encoder.tokens(data), encoder(data)
+    assert tokens.shape == (2, 7, 8)
+    torch.testing.assert_close(vectors[0], tokens[0].mean(dim=0))
+    torch.testing.assert_close(vectors[1], tokens[1, :4].mean(dim=0))
+    torch.testing.assert_close(encoder(data.double()), vectors)  # as numbers of any type
+    both = encoder.with_tokens(data)
+    assert torch.equal(both[0], vectors)
+    assert torch.equal(both[1], tokens)
+    # Nothing behind the end matters, and neither does how much of it there is.
+    torch.testing.assert_close(encoder(data[1:, :4]), vectors[1:])
+    # The order of the tokens does.
+    assert not torch.allclose(encoder(data[:1].flip(1)), vectors[:1])
+
+
+def test_attention_of_a_sequence_can_be_looked_at() -> None:
+    encoder, data = build_encoder("sequence", 7, **SEQUENCE).eval(), sequences()
+    assert isinstance(encoder, TokenTransformer)
+    weights = encoder.attention(data)
+    assert weights.shape == (2, 2, 2, 7, 7)  # blocks, sequences, heads, from, to
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 2, 7))
+    assert (weights[:, 1, :, :, 4:] == 0).all()
+    assert (weights[:, 0] > 0).all()
+    # They are those of the first block's attention on embeddings and places.
+    x = encoder.embedding(data[:1]) + encoder.places
+    block = encoder.blocks[0]
+    found = block.attention(block.first(x), torch.ones(1, 7).bool())[1]
+    torch.testing.assert_close(weights[0, :1], found)
+
+
+def test_hidden_tokens_of_a_sequence_are_blank_or_left_out() -> None:
+    encoder, data = build_encoder("sequence", 7, **SEQUENCE).eval(), sequences()[:1]
+    hidden = torch.tensor([[[False, True, False, False, True, False, False]]])
+    mask, blank = Mask(hidden, (1, 7)), torch.randn(8)
+    vector, tokens = encoder.masked(data, mask, blank)
+    other = torch.where(hidden[:, 0], (data + 1) % 11, data)
+    assert torch.equal(encoder.masked(other, mask, blank)[1], tokens)
+    assert not torch.allclose(encoder.masked(data, mask, -blank)[0], vector)
+    # A token whose embedding is the blank is hidden already.
+    with torch.no_grad():
+        encoder.get_submodule("embedding").weight[10] = blank
+    same = torch.where(hidden[:, 0], torch.tensor(10), data % 10)
+    torch.testing.assert_close(encoder.masked(data % 10, mask, blank)[1], encoder.tokens(same))
+    # Left out, hidden tokens are not attended to: as if they stood behind the end.
+    left = encoder.tokens(data, mask)
+    assert left.shape == (1, 5, 8)
+    behind = torch.where(hidden[:, 0], torch.tensor(-1), data)
+    torch.testing.assert_close(left, encoder.tokens(behind)[~hidden[:, 0]][None])
+    torch.testing.assert_close(encoder.masked(data, mask)[0], left.mean(dim=1))
+
+
+def test_sequences_that_do_not_fit_are_one_line() -> None:
+    encoder = build_encoder("sequence", 6, **SEQUENCE)
+    with pytest.raises(ValueError, match="have 7 tokens, and this encoder takes at most 6"):
+        encoder(sequences())
+    with pytest.raises(ValueError, match=r"tokens up to 11, .* 0 to 10\. .*vocabulary = 12"):
+        encoder(torch.full((1, 3), 11))
+    with pytest.raises(ValueError, match="8 features cannot be shared evenly by 3 heads"):
+        build_encoder("sequence", 6, **{**SEQUENCE, "heads": 3})
+
+
 def test_conv() -> None:
     encoder = build_encoder("conv", 32, width=4, stages=3)
     assert encoder.dim == 16
@@ -268,6 +342,36 @@ def test_conv_with_residual_blocks_and_a_whole_first_stage() -> None:
 
 
 # -- weights in --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_conv_shows_the_maps_of_its_stages(whole: bool) -> None:
+    encoder = build_encoder("conv", 20, width=4, stages=3, blocks=[1, 2], whole=whole).eval()
+    data = images(2, 20)
+    maps = encoder.maps(data)
+    assert encoder.map_widths == (4, 8, 16)
+    sides = [20, 10, 5] if whole else [10, 5, 3]
+    assert [tuple(m.shape) for m in maps] == [
+        (2, width, side, side) for width, side in zip((4, 8, 16), sides, strict=True)
+    ]
+    assert torch.allclose(maps[-1].mean(dim=(2, 3)), encoder(data))
+    assert build_encoder("pixels", 20).map_widths == ()
+    with pytest.raises(ValueError, match="pixels shows no feature maps"):
+        build_encoder("pixels", 20).maps(data)
+
+
+def test_smooth_activations_have_a_second_derivative() -> None:
+    for name, size, data in (("mlp", 3, torch.randn(4, 3)), ("conv", 16, images(4, 16))):
+        for activation in ("relu", "silu"):
+            encoder = build_encoder(name, size, activation=activation).eval()
+            assert encoder.arguments["activation"] == activation
+            y = data.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(encoder(y).sum(), y, create_graph=True)
+            smooth = slope.requires_grad
+            if smooth:
+                (bent,) = torch.autograd.grad(slope.sum(), y, allow_unused=True)
+                smooth = bent is not None and bool(bent.abs().max() > 0)
+            assert smooth is (activation == "silu")
 
 
 def test_init_from_a_safetensors_file(tmp_path: Path) -> None:
@@ -474,6 +578,7 @@ def test_timm_alone_rebuilds_what_is_saved(tmp_path: Path) -> None:
         ("pixels", 8, {"side": 4}),
         ("identity", 5, {}),
         ("mlp", 5, {"width": 7, "depth": 1, "dim": 3}),
+        ("sequence", 5, {"vocabulary": 9, "width": 4, "depth": 1, "heads": 1}),
         ("conv", 16, {"width": 4, "stages": 2}),
         ("conv", 16, {"width": 4, "stages": 2, "blocks": [1], "whole": True}),
         ("resnet18", 64, RESNET),
@@ -487,6 +592,8 @@ def test_what_is_saved_is_loaded(name: str, size: int, arguments: dict, tmp_path
     save_encoder(encoder, tmp_path / "encoder")
     again = load_encoder(tmp_path / "encoder")
     data = torch.randn(2, size) if name in ("mlp", "identity") else images(2, size)
+    if name == "sequence":
+        data = torch.arange(2 * size).reshape(2, size) % 9
     assert not any(module.training for module in again.modules())
     assert torch.equal(again(data), encoder.eval()(data))
     assert (again.name, again.image_size, again.dim) == (encoder.name, size, encoder.dim)
@@ -514,7 +621,7 @@ def test_folders_that_hold_no_encoder_are_one_line(tmp_path: Path) -> None:
         load_encoder(tmp_path)
     assert one_line(error)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds no encoder of erg"):
+    with pytest.raises(ValueError, match=r"config.json is damaged \(it holds no names\)"):
         load_encoder(tmp_path)
 
 
@@ -525,3 +632,70 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not fit its config") as error:
         load_encoder(tmp_path)
     assert one_line(error)
+
+
+@pytest.mark.parametrize("form", [*FORMS, {"dynamic_img_size": True}], ids=str)
+def test_masked_leaves_out_or_puts_a_blank(form: dict) -> None:
+    encoder, data, mask = vit(**form), images(2, 96), half_hidden()
+    net: Any = encoder.network
+    cells = mask.hidden.reshape(2, 1, 6, 6).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    other = torch.where(cells, images(2, 96, seed=1), data)
+    with torch.no_grad():
+        vector, tokens = encoder.masked(data, mask)
+        assert torch.equal(tokens, encoder.tokens(data, mask))
+        assert vector.shape == (2, 192)
+        assert torch.equal(encoder.masked(other, mask)[0], vector)
+        # The blank that is the embedding of a white patch is that of an image with white patches.
+        white = net.patch_embed(torch.ones(1, 3, 96, 96)).flatten(0, -2)[0]
+        vector, tokens = encoder.masked(data, mask, white)
+        painted = torch.where(cells, torch.ones(()), data)
+        wanted = encoder.with_tokens(painted)
+        assert torch.allclose(vector, wanted[0], atol=1e-5)
+        assert torch.allclose(tokens, wanted[1], atol=1e-5)
+        assert torch.equal(encoder.masked(other, mask, white)[0], vector)
+        nothing = Mask(torch.zeros(2, 1, 36).bool(), (6, 6))
+        for blank in (None, white):
+            vector, tokens = encoder.masked(data, nothing, blank)
+            assert torch.allclose(vector, encoder(data), atol=1e-6)
+            assert torch.allclose(tokens, encoder.tokens(data), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_layers_are_what_leaves_each_block(form: dict) -> None:
+    encoder, data = vit(**{**form, "depth": 3}), images(2, 96)
+    net: Any = encoder.network
+    seen: list[Tensor] = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    with torch.no_grad():
+        encoder(data)
+        wanted = [out[:, net.num_prefix_tokens :] for out in seen]
+        for last in (1, 2, 3):
+            found = encoder.layers(data, last)
+            assert len(found) == last
+            for a, b in zip(found, wanted[3 - last : 3], strict=True):
+                assert torch.allclose(a, b, atol=1e-6)
+    with pytest.raises(ValueError, match="no 4 blocks"):
+        encoder.layers(data, 4)
+
+
+def test_what_has_no_patches_hides_none_and_has_no_blocks() -> None:
+    for name in ("conv", "resnet18"):
+        encoder = build_encoder(name, 32)
+        with pytest.raises(ValueError, match=f"{name} cannot hide patches"):
+            encoder.masked(images(2, 32), half_hidden())
+        with pytest.raises(ValueError, match=f"{name} has no 1 blocks"):
+            encoder.layers(images(2, 32), 1)
+        assert encoder.depth == 0
+
+
+def test_encoders_know_whether_they_take_one_size() -> None:
+    swin = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+    name = "swin_tiny_patch4_window7_224"
+    assert vit().one_size
+    assert build_encoder(name, 32, **swin).one_size
+    for free in (vit(dynamic_img_size=True), build_encoder("conv", 32), resnet(),
+                 build_encoder(name, 32, **swin, dynamic_img_size=True)):  # fmt: skip
+        assert not free.one_size
+        free.need_sizes("DINO")
+        assert torch.isfinite(free.eval()(images(2, 16))).all()

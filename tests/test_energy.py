@@ -260,3 +260,52 @@ def test_bernoulli_refuses_targets_that_are_no_probabilities(wrong: float) -> No
     # Rounding when normalisation is undone is no mistake.
     edge = torch.tensor([[1 + 1e-6, -1e-6]])
     assert torch.isfinite(energy.bernoulli(torch.zeros(1, 2), edge)).all()
+
+
+def test_layer_normalise_takes_out_each_rows_mean_and_deviation() -> None:
+    wanted = []
+    for row in X.tolist():
+        mean = sum(row) / 3
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in row) / 3 + 1e-5)
+        wanted.append([(v - mean) / deviation for v in row])
+    assert close(energy.layer_normalise(X), wanted)
+    assert energy.layer_normalise(X.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_smooth_l1_is_square_near_zero_and_absolute_beyond(beta: float) -> None:
+    wanted, all_errors = [], (X - Y).abs()
+    assert all_errors.min() < beta < all_errors.max()
+    for row in all_errors.tolist():
+        wanted.append(sum(e * e / (2 * beta) if e < beta else e - beta / 2 for e in row) / 3)
+    assert close(energy.smooth_l1(X, Y, beta), wanted)
+    assert close(energy.smooth_l1(X[None], Y[None], beta), [wanted])
+
+
+def plain_cross_entropy(scores: list[float], code: list[float]) -> float:
+    whole = math.log(sum(map(math.exp, scores)))
+    return -sum(q * (s - whole) for q, s in zip(code, scores, strict=True))
+
+
+@pytest.mark.parametrize(("crops", "taught"), [(2, 2), (4, 2), (3, 1), (3, 3)])
+def test_between_crops_is_the_loop_over_pairs_of_different_crops(crops: int, taught: int) -> None:
+    scores = [drawn(5, 4, seed=10 + i) for i in range(crops)]
+    codes = [drawn(5, 4, seed=20 + i).softmax(dim=1) for i in range(taught)]
+    pairs = [(t, v) for t in range(taught) for v in range(crops) if t != v]
+    wanted = [
+        sum(plain_cross_entropy(scores[v][i].tolist(), codes[t][i].tolist()) for t, v in pairs)
+        / len(pairs)
+        for i in range(5)
+    ]
+    assert close(energy.between_crops(scores, codes), wanted, 1e-12)
+
+
+def test_of_hidden_is_the_mean_of_each_images_own_errors() -> None:
+    hidden = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
+    errors = torch.tensor([1.0, 4.0, 7.0], dtype=torch.float64, requires_grad=True)
+    found = energy.of_hidden(errors, hidden)
+    assert found.tolist() == [2.5, 0.0, 7.0]
+    found.sum().backward()
+    assert errors.grad is not None
+    assert errors.grad.tolist() == [0.5, 0.5, 1.0]
+    assert energy.of_hidden(errors[:0], torch.zeros(2, 3).bool()).tolist() == [0.0, 0.0]

@@ -22,11 +22,22 @@ SMALL: dict[str, dict] = {
     "MoCoV3": {"hidden": 16, "dim": 8},
     "NNCLR": {"queue": 12, "hidden": 16, "dim": 8, "predictor": 16},
     "DCL": {"dim": 8},
+    "RELIC": {"hidden": 16, "dim": 8},
+    "RELICv2": {"hidden": 16, "dim": 8, "negatives": 3, "large_crops": 2, "small_crops": 1},
+    "CBYOL": {"hidden": 16, "dim": 8},
+    "DeepCluster": {"size": 64, "clusters": 4, "hidden": 16, "dim": 8, "small_crops": 2},
+    "SeLa": {"size": 64, "prototypes": 4, "heads": 2, "hidden": 16, "dim": 8, "small_crops": 2},
+    "VICRegL": {"hidden": 16, "dim": 16, "local": 8, "matches": 5},
+    "ClusterFit": {"clusters": 4},
+    "Distillation": {},
     "InstanceDiscrimination": {"size": 64, "dim": 8},
     "TiCo": {"hidden": 16, "dim": 8},
     "WMSE": {"hidden": 16, "dim": 2, "group": 4},
     "LeJEPA": {"hidden": 16, "dim": 8, "directions": 16, "views": 2},
     "Rotation": {},
+    "RelativePosition": {"hidden": 16},
+    "Jigsaw": {"width": 8},
+    "PIRL": {"size": 64, "dim": 8},
     "DenoisingAutoencoder": {"width": 16},
     "KMeans": {"k": 4},
     "PCA": {"k": 4},
@@ -38,8 +49,25 @@ SMALL: dict[str, dict] = {
     "BinaryAutoencoder": {"bits": 16, "width": 16},
     "ContextEncoder": {"width": 16},
     "Colourisation": {"width": 16, "step": 40.0},
+    "BERT": {},
     "MAE": {"depth": 1, "width": 32},
+    "IJEPA": {"depth": 1, "heads": 2, "targets": 2},
+    "Data2Vec": {"top": 1},
+    "IBOT": {"prototypes": 12, "hidden": 16, "dim": 8, "small_crops": 0},
+    "DINOv2": {"prototypes": 12, "hidden": 16, "dim": 8, "small_crops": 0},
+    "MSN": {"prototypes": 12, "hidden": 16, "dim": 8, "small_crops": 0},
+    "EsViT": {"prototypes": 12, "hidden": 16, "dim": 8, "small_crops": 2},
+    "RBM": {"hidden": 8},
+    "MaximumLikelihood": {"points": 16, "width": 8},
+    "ContrastiveDivergence": {"steps": 2, "width": 8},
+    "ScoreMatching": {"width": 8},
+    "NoiseContrastiveEstimation": {"width": 8},
 }
+SEQUENCE = {
+    "encoder": "sequence",
+    "encoder_arguments": {"vocabulary": 16, "width": 16, "depth": 1, "heads": 2},
+}
+PLANE = {"encoder_arguments": {"width": 1, "stages": 2}}  # two features
 VIT = {
     "encoder": "vit_tiny_patch16_224",
     "encoder_arguments": {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2},
@@ -51,7 +79,9 @@ def test_method_keeps_the_contract(name: str) -> None:
     check_method(
         catalog.find(name),
         arguments=SMALL.get(name, {}),
-        **(VIT if name in ("MAE", "SimMIM") else {}),
+        **(VIT if name in ("MAE", "SimMIM", "IJEPA", "Data2Vec", "IBOT", "DINOv2", "MSN") else {}),
+        **(SEQUENCE if name == "BERT" else {}),
+        **(PLANE if name == "MaximumLikelihood" else {}),
     )
 
 

@@ -32,6 +32,15 @@ def test_nearest_is_the_prototype_of_least_distance() -> None:
     assert inference.nearest(w, w).tolist() == list(range(6))
 
 
+def test_some_rows_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, w = drawn(50, 4), drawn(6, 4, seed=1)
+    wanted = energy.to_prototypes(y, w).min(dim=1)
+    monkeypatch.setattr(inference, "AT_ONCE", 6 * 7)  # seven rows, and one that is left
+    distance, code = inference.closest(y, w)
+    torch.testing.assert_close(distance, wanted.values)
+    assert torch.equal(code, wanted.indices)
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.5, 3.0])
 def test_responsibilities_are_the_softmin(beta: float) -> None:
     energies = drawn(5, 4).square()
@@ -341,3 +350,65 @@ def test_ista_explains_nothing_above_the_largest_product_and_takes_no_gradient()
     assert (inference.ista(y, w, most - 1e-3) != 0).any()
     assert not inference.ista(y, w, 0.1).requires_grad
     assert inference.ista(y.bfloat16(), w.detach().bfloat16(), 0.1).dtype == torch.float32
+
+
+def wells(y: Tensor) -> Tensor:
+    """Two of them along the first axis, one along the others."""
+    return (y[:, 0].square() - 1).square() + 0.5 * y[:, 1:].square().flatten(1).sum(1)
+
+
+def test_slope_is_that_of_central_differences() -> None:
+    y = drawn(5, 3)
+    found = inference.slope(wells, y)
+    assert not y.requires_grad
+    assert not found.requires_grad
+    for d in range(3):
+        e = 1e-5 * torch.eye(3, dtype=torch.float64)[d]
+        assert torch.allclose(found[:, d], (wells(y + e) - wells(y - e)) / 2e-5, atol=1e-8)
+    with torch.no_grad():
+        assert torch.equal(inference.slope(wells, y), found)
+
+
+def test_a_slope_can_be_differentiated() -> None:
+    y = drawn(5, 1).requires_grad_()
+    found = inference.slope(wells, y, differentiable=True)
+    (bent,) = torch.autograd.grad(found.sum(), y)
+    assert torch.allclose(bent, 12 * y.square() - 4)  # the second derivative of (y^2 - 1)^2
+
+
+def test_langevin_without_noise_descends_into_the_nearest_well() -> None:
+    y = drawn(40, 2).clamp(-1.5, 1.5)  # from further out these steps would jump across
+    ends = inference.langevin(
+        wells, y, lambda i: torch.zeros(40, 2), steps=300, size=0.05, deviation=0.3
+    )
+    assert torch.allclose(ends[:, 0], y[:, 0].sign(), atol=1e-6)
+    assert torch.allclose(ends[:, 1], torch.zeros(40, dtype=torch.float64), atol=1e-3)
+
+
+def test_langevin_steps_are_the_loop() -> None:
+    y = drawn(3, 2)
+    normal = [drawn(3, 2, seed=i + 1) for i in range(4)]
+    found = inference.langevin(
+        wells, y, lambda i: normal[i], steps=4, size=0.1, deviation=0.2, clip=0.7
+    )
+    for row, (a, b) in enumerate(y.tolist()):
+        for n in normal:
+            slopes = (4 * a * (a * a - 1), b)
+            a -= 0.1 * max(-0.7, min(0.7, slopes[0])) - 0.2 * float(n[row, 0])
+            b -= 0.1 * max(-0.7, min(0.7, slopes[1])) - 0.2 * float(n[row, 1])
+        assert found[row].tolist() == pytest.approx([a, b])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_langevin_chains_settle_at_the_variance_of_their_steps(temperature: float) -> None:
+    """F = a y^2 / 2 and steps of size s: T / (a (1 - a s / 2)), which is T / a for small ones."""
+    a, size, n = 2.0, 0.1, 20_000
+    random = torch.Generator().manual_seed(0)
+    ends = inference.langevin(
+        lambda y: a * y.square().sum(1) / 2, torch.full((n, 1), 3.0),
+        lambda i: torch.randn(n, 1, generator=random),
+        steps=60, size=size, deviation=math.sqrt(2 * size * temperature),
+    )  # fmt: skip
+    wanted = temperature / (a * (1 - a * size / 2))
+    assert ends.var().item() == pytest.approx(wanted, rel=0.04)
+    assert abs(ends.mean().item()) < 4 * math.sqrt(wanted / n)

@@ -36,6 +36,17 @@ def test_normal_numbers_are_normal_and_independent() -> None:
     assert abs(np.corrcoef(pair, rowvar=False)[0, 1]) < 4.5 / np.sqrt(400)
 
 
+def test_uniform_numbers_are_uniform_and_independent() -> None:
+    x = noise.uniform(INDEX, 10, 5, purpose="restart", step=3)
+    assert x.shape == (400, 10, 5)
+    assert x.dtype == torch.float32
+    assert float(x.min()) >= 0
+    assert float(x.max()) < 1
+    assert stats.kstest(x.flatten().numpy(), "uniform").pvalue > 0.01
+    columns = np.corrcoef(x.flatten(1).numpy(), rowvar=False)
+    assert np.abs(columns - np.eye(50)).max() < 4.5 / np.sqrt(400)
+
+
 def test_signs_are_fair_and_independent() -> None:
     x = noise.signs(INDEX, 3, 43, purpose="directions", step=3)
     assert x.shape == (400, 3, 43)
@@ -46,7 +57,7 @@ def test_signs_are_fair_and_independent() -> None:
     assert float((products - torch.eye(129)).abs().max()) < 5 / np.sqrt(400)
 
 
-@pytest.mark.parametrize("draw", [noise.normal, noise.signs])
+@pytest.mark.parametrize("draw", [noise.normal, noise.uniform, noise.signs])
 def test_noise_depends_on_image_purpose_and_step_only(draw) -> None:
     def of(index: Tensor, purpose: str = "latent", step: int = 3) -> Tensor:
         return draw(index, 66, purpose=purpose, step=step)

@@ -29,7 +29,7 @@ from erg.encoders import build_encoder
 from erg.method import Method
 from erg.parts.norm import BatchNorm, across_processes, standardise
 from erg.schedule import Constant
-from erg.views.masks import random_mask
+from erg.views.masks import draw_mask, random_tiles
 from erg.views.types import How, View, Views
 
 WORLD = 2
@@ -230,12 +230,18 @@ class Whole:
         def view(number: int) -> View:
             how = [*plan.main, *plan.local][number]
             side = how.pixels(self.size)
-            mask = None if how.mask is None else random_mask(how.mask, 0, step, index, number)
+            cut = how.tiles and random_tiles(how.tiles, side, 0, step, index, number)
+            height, width = (len(cut.order[0]) * cut.tile, cut.tile) if cut else (side, side)
+            mask = how.mask and draw_mask(how.mask, 0, step, step, index, number)
             made = How(
                 box=torch.zeros(n, 4), flip=torch.zeros(n).bool(),
                 turns=torch.full((n,), how.turns or 0), source=torch.zeros(n, 2).long(),
+                order=torch.from_numpy(cut.order) if cut else None,
             )  # fmt: skip
-            return View(drawn(n, 3, side, side, seed=97 * step + number), made=made, mask=mask)
+            data = drawn(n, 3, height, width, seed=97 * step + number)
+            if plan.kind == "tokens":
+                data = (10 * drawn(n, side, seed=97 * step + number)).long() % 16
+            return View(data, made=made, mask=mask)
 
         made = [view(i) for i in range(len(plan.main) + len(plan.local))]
         return Views(
@@ -281,6 +287,7 @@ class Whole:
 
 
 VIT = ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2})
+SMALL = (VIT[0], {**VIT[1], "patch_size": 4, "dynamic_img_size": True})
 METHODS = [
     Whole("SimCLR", {"dim": 8}),
     Whole("VICReg", {"hidden": 12, "dim": 8}),
@@ -295,12 +302,27 @@ METHODS = [
     Whole("MoCoV3", {"hidden": 12, "dim": 8, "momentum": Constant(0.5)}),
     Whole("NNCLR", {"queue": 12, "hidden": 12, "dim": 8, "predictor": 12}),
     Whole("DCL", {"dim": 8, "sigma": 0.5}),
+    Whole("RELIC", {"hidden": 12, "dim": 8, "momentum": Constant(0.5)}),
+    Whole("RELIC", {"hidden": 12, "dim": 8, "teacher": False}),
+    Whole("RELICv2", {"hidden": 12, "dim": 8, "negatives": 3, "large_crops": 3, "small_crops": 2,
+                      "momentum": Constant(0.5)}),
+    Whole("CBYOL", {"hidden": 12, "dim": 8, "concentration": 50.0, "momentum": Constant(0.5)}),
+    Whole("DeepCluster", {"size": 20, "clusters": 4, "hidden": 12, "dim": 8, "small_crops": 2}),
+    Whole("SeLa", {"size": 20, "prototypes": 4, "heads": 2, "hidden": 12, "dim": 8,
+                   "small_crops": 2}),
+    Whole("VICRegL", {"hidden": 12, "dim": 8, "local": 6, "matches": 5}),
+    Whole("ClusterFit", {"clusters": 4}),
+    Whole("Distillation", {"temperature": 2.0}),
     Whole("InstanceDiscrimination", {"size": 20, "dim": 8}),
     Whole("InstanceDiscrimination", {"size": 20, "dim": 8, "negatives": 5, "temperature": 0.5}),
     Whole("TiCo", {"hidden": 12, "dim": 8, "momentum": Constant(0.5)}),
     Whole("WMSE", {"hidden": 12, "dim": 2, "group": 4, "repeats": 2}),
     Whole("LeJEPA", {"hidden": 12, "dim": 4, "directions": 8, "views": 3}),
     Whole("Rotation", {}),
+    Whole("RelativePosition", {"hidden": 12}),
+    Whole("Jigsaw", {"width": 4}),
+    Whole("PIRL", {"size": 20, "dim": 4}),
+    Whole("PIRL", {"size": 20, "dim": 4, "by": "both", "negatives": 7}),
     Whole("DenoisingAutoencoder", {"width": 8}),
     Whole("KMeans", {"k": 4}, encoder=("pixels", {"side": 4})),
     Whole("KMeans", {"k": 4, "by": "sgd", "beta": 0.1}, encoder=("pixels", {"side": 4})),
@@ -314,9 +336,35 @@ METHODS = [
     Whole("ContractiveAutoencoder", {"dim": 6, "width": 8, "contraction": 1.0}),
     Whole("BinaryAutoencoder", {"bits": 6, "width": 8}),
     Whole("SimMIM", {"ratio": 0.5}, encoder=VIT),
+    Whole("BERT", {"ratio": 0.4, "blank": 0.5, "random": 0.3},
+          encoder=("sequence", {"vocabulary": 16, "width": 8, "depth": 2, "heads": 2})),
     Whole("ContextEncoder", {"width": 8}),
     Whole("Colourisation", {"width": 8, "step": 40.0}),
     Whole("MAE", {"depth": 1, "width": 8, "heads": 2, "ratio": 0.5}, encoder=VIT),
+    Whole("IJEPA", {"depth": 1, "heads": 2, "width": 8, "momentum": Constant(0.5)}, encoder=SMALL),
+    Whole("Data2Vec", {"top": 1, "momentum": Constant(0.5)}, encoder=SMALL),
+    Whole("IBOT", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 2, "freeze": 0.2,
+                   "shared": False, "momentum": Constant(0.5)}, encoder=SMALL),
+    Whole("DINOv2", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 2,
+                     "momentum": Constant(0.5)}, encoder=SMALL),
+    Whole("DINOv2", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 0,
+                     "centring": "mean", "momentum": Constant(0.5)}, encoder=SMALL),
+    # Without small crops, for whose sake timm resamples positions in float32.
+    Whole("MSN", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 0,
+                  "momentum": Constant(0.5)}, encoder=SMALL),
+    Whole("MSN", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 2, "ratio": 0.0,
+                  "momentum": Constant(0.5)}),
+    Whole("EsViT", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 2,
+                    "momentum": Constant(0.5)}),
+    Whole("RBM", {"hidden": 6, "k": 2}, encoder=("pixels", {"side": 4})),
+    Whole("RBM", {"hidden": 6, "particles": 5}, encoder=("pixels", {"side": 4})),
+    Whole("MaximumLikelihood", {"points": 8, "width": 8},
+          encoder=("conv", {"width": 1, "stages": 2})),
+    Whole("ContrastiveDivergence", {"steps": 2, "width": 8, "by": "hinge"}),
+    Whole("ContrastiveDivergence", {"steps": 2, "width": 8, "particles": 12, "restart": 0.4}),
+    Whole("ScoreMatching", {"width": 8}),
+    Whole("NoiseContrastiveEstimation", {"width": 8, "ratio": 2}),
+    Whole("UNetAutoencoder", {"skips": True}),
 ]  # fmt: skip
 CHECKS: dict[str, Callable[[Part], Outcome]] = {
     **{f"gather {n}": partial(of_gather, n=n) for n in (8, 7, 1)},

@@ -23,6 +23,9 @@ from erg import catalog
 from erg.cli import main
 from erg.train.run import environment
 
+METHODS = (
+    "SimCLR", "SwAV", "VICReg", "BYOL", "Rotation", "MAE", "DenoisingAutoencoder", "KMeans",
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -71,7 +74,7 @@ def run() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", default=catalog.names())
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=catalog.names())
     options = parser.parse_args()
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in options.seeds:

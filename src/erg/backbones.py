@@ -1,7 +1,6 @@
 """timm's backbones by name, and where their weights come from. The only file that imports timm."""
 
 import difflib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,10 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models.regnet import RegNet, RegNetCfg
 from timm.models.vision_transformer import VisionTransformer
+
+from erg.durable import read_json
 
 OURS_TO_GIVE = {
     "cache_dir", "checkpoint_path", "features_only", "in_chans", "num_classes",
@@ -24,6 +26,11 @@ SIZED = (
 """Families of timm (their files) whose image size is part of the architecture."""
 
 PUBLIC = "pretrained"
+
+BEYOND = {
+    "regnety_10b": RegNetCfg(w0=1744, wa=620.83, wm=2.52, group_size=1010, depth=27, se_ratio=0.25),
+}
+"""RegNets that timm has no name for: SEER's with 10 billion parameters (Goyal et al. 2022)."""
 
 
 def create(
@@ -47,8 +54,8 @@ def create(
         ValueError: unknown names, arguments or weights.
     """
     architecture = name.split(".")[0]
-    if not timm.is_model(architecture):
-        known = [*others, *timm.list_models()]
+    if not timm.is_model(architecture) and architecture not in BEYOND:
+        known = [*others, *BEYOND, *timm.list_models()]
         near = difflib.get_close_matches(architecture, known, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all."
         raise ValueError(f"no encoder is called {architecture!r}. {hint}")
@@ -60,6 +67,8 @@ def create(
             "output is always one vector per image."
         )
     options = {"num_classes": 0, **arguments}
+    if architecture in BEYOND:
+        return _beyond(architecture, init, options)
     if takes_image_size(architecture):
         options["img_size"] = image_size
     try:
@@ -73,8 +82,18 @@ def create(
         ) from None
 
 
+def _beyond(name: str, init: str | None, options: dict[str, Any]) -> Any:
+    if init is not None:
+        raise ValueError(f"there are no weights of {name} to start from. Leave init out.")
+    network: Any = RegNet(BEYOND[name], **options)
+    network.pretrained_cfg = {}
+    return network
+
+
 def takes_image_size(architecture: str) -> bool:
     """Whether the image size is part of the architecture, as for vision transformers."""
+    if architecture in BEYOND:
+        return False
     file = timm.model_entrypoint(architecture).__module__.rsplit(".", 1)[-1]
     return file.startswith(SIZED)
 
@@ -190,10 +209,4 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json with model.safetensors beside it. "
             "Give a folder in timm's form, such as the encoder/ of an erg run."
         )
-    try:
-        found = json.loads((folder / "config.json").read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder}/config.json is no config of timm. Export the encoder again.")
-    return found
+    return read_json(folder / "config.json")

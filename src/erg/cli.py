@@ -13,6 +13,14 @@ COMMANDS = {
     "evaluate": ("erg.commands.evaluate", "Compare a run with before training, PCA and pixels."),
     "embed": ("erg.commands.embed", "Write a vector for every image to a parquet file."),
     "export": ("erg.commands.export", "Write the encoder for timm, with a model card."),
+    "search": ("erg.commands.search", "List what is near a picture, by vectors or binary codes."),
+    "anomalies": ("erg.commands.anomalies", "Show the images that fit worst with normal ones."),
+    "finetune": ("erg.commands.finetune", "Train a classifier from few labels."),
+    "layers": ("erg.commands.layers", "Probe every layer of an encoder."),
+    "project": ("erg.commands.project", "Draw maps of embeddings side by side."),
+    "denoise": ("erg.commands.denoise", "Take the noise out of a recording of speech."),
+    "inpaint": ("erg.commands.inpaint", "Take text and holes out of a picture."),
+    "landscape": ("erg.commands.landscape", "Draw the figures of the course from trained models."),
     "report": ("erg.commands.report", "Write report.html, one file to look at."),
     "methods": ("erg.commands.methods", "List the methods, or show one and its arguments."),
     "doctor": ("erg.commands.doctor", "Show versions, devices, memory and disk."),
@@ -28,7 +36,7 @@ def usage() -> str:
         "",
         "Learn representations from images without labels.",
         "",
-        *(f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()),
+        *(f"  {name:<11}{about}" for name, (_, about) in COMMANDS.items()),
         "",
         "Start with:  erg pretrain FOLDER_OF_IMAGES",
         "Options:     erg COMMAND --help",
@@ -102,6 +110,8 @@ def _code(error: Exception) -> int | None:
         return DIVERGED
     if kind in ("Busy", "NoSpace") or isinstance(error, ValueError):
         return USAGE
+    if kind == "Lost":
+        return 1
     if isinstance(error, OSError):
         return DATA
     return None

@@ -7,12 +7,42 @@ data-parallel training takes over ranks is exact. With one process every functio
 """
 
 import builtins
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+GRACE = 1.0
+"""How long a process that lost another waits before it says so [seconds]: the other may have failed
+with an error of its own, which is the one to show."""
+
+
+class Lost(ConnectionError):
+    """Another process has died, or does not answer in time."""
+
+
+@contextmanager
+def counting_on_others() -> Iterator[None]:
+    """What the back end says where another process died or hangs becomes one sentence.
+
+    Raises:
+        Lost: another process has died, or has not answered for as long as the group waits.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not active() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        time.sleep(GRACE)
+        raise Lost(
+            "another process of this run has died or does not answer. Look at what it printed; "
+            "then go on with --resume, or let torchrun start the command again (--max-restarts)."
+        ) from error
 
 
 def active() -> bool:

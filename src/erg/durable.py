@@ -6,15 +6,20 @@ flushed too.
 """
 
 import errno
+import json
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+LONGEST = 1 << 20
+"""Of run.json, of a config and of a line of events [bytes]; ours take a few thousand."""
 
 
 class Unwritable(OSError):
@@ -140,3 +145,45 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(number)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return os.fdopen(number, "rb")
+
+
+def read_json(file: Path, longest: int = LONGEST) -> dict[str, Any]:
+    """An object from a JSON file that may come from anywhere: small, without NaN or repeated names.
+
+    Args:
+        file: which; a pipe is refused, since it would be waited for.
+        longest: that is read [bytes].
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or not what JSON allows.
+    """
+    try:
+        with open_regular(file) as stream:
+            text = stream.read(longest + 1)
+        if len(text) > longest:
+            raise ValueError(f"it is longer than {longest >> 20} MB")
+        found = json.loads(
+            text.decode(), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_named
+        )
+        if not isinstance(found, dict):
+            raise ValueError("it holds no names")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Restore it, or make it anew.") from None
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found

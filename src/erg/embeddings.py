@@ -5,6 +5,7 @@ Letters in shapes: n items, d features.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
-from erg.durable import whole_file
+from erg.durable import open_regular, whole_file
+from erg.parquet import Table
 
 FORMAT = "1"
 
@@ -103,30 +105,7 @@ class Embeddings:
         Raises:
             TypeError, ValueError: `origin` holds something that JSON cannot.
         """
-        origin = json.dumps(self.origin, allow_nan=False)
-        schema = pa.schema(
-            {
-                "id": pa.int64(),
-                "path": pa.string(),
-                "vector": pa.list_(pa.float32(), self.vectors.shape[1]),
-                "label": pa.string(),
-            },
-            metadata={"format": FORMAT, "origin": origin},
-        )
-        none = [None] * len(self)
-        paths = [_unicode(p) for p in self.paths] if self.paths is not None else none
-        labels = (
-            [label or None for label in self.labels.tolist()] if self.labels is not None else none
-        )
-        vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(self.vectors.reshape(-1)), type=schema.field("vector").type
-        )
-        columns = [self.ids, paths, vectors, labels]
-        table = pa.Table.from_arrays(
-            [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)],
-            schema=schema,
-        )
-        _replace(Path(path), table)
+        _replace(Path(path), _table(self, _schema(self.vectors.shape[1], self.origin)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Embeddings":
@@ -139,9 +118,9 @@ class Embeddings:
             OSError: there is no such file, or it may not be read.
             ValueError: it is not an embeddings file of format 1.
         """
-        with open(path, "rb") as file:
+        with open_regular(Path(path)) as file:
             try:
-                return _read(pq.ParquetFile(file))
+                return _read(Table(file))
             except (pa.ArrowException, ValueError, OSError, RecursionError) as error:
                 # Arrow's messages run over several lines: the first says what is wrong.
                 reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -175,20 +154,77 @@ def _unicode(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def merge(
+    parts: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    origin: dict[str, Any],
+) -> tuple[int, int]:
+    """One file of the rows of several, in their order; memory holds one of them at a time.
+
+    Args:
+        parts: files that `save` wrote; of those without rows the width is of no account.
+        path: where to; an older file of that name is replaced at the end.
+        origin: what made the vectors.
+
+    Returns:
+        How many vectors of how many values.
+
+    Raises:
+        OSError, ValueError: a part cannot be read, or their vectors differ in width.
+    """
+    kept = [part for part in parts if pq.read_metadata(part).num_rows]
+    width = Embeddings.load(kept[0]).vectors.shape[1] if kept else 1
+    schema, rows = _schema(width, origin), 0
+    with whole_file(Path(path)) as file, pq.ParquetWriter(file, schema) as writer:
+        for part in kept:
+            found = Embeddings.load(part)
+            if found.vectors.shape[1] != width:
+                raise ValueError(
+                    f"{os.fspath(part)} holds vectors of {found.vectors.shape[1]} values and those "
+                    f"before it of {width}. Remove the parts and embed again."
+                )
+            writer.write_table(_table(found, schema))
+            rows += len(found)
+    return rows, width
+
+
+def _schema(width: int, origin: dict[str, Any]) -> pa.Schema:
+    return pa.schema(
+        {
+            "id": pa.int64(),
+            "path": pa.string(),
+            "vector": pa.list_(pa.float32(), width),
+            "label": pa.string(),
+        },
+        metadata={"format": FORMAT, "origin": json.dumps(origin, allow_nan=False)},
+    )
+
+
+def _table(e: Embeddings, schema: pa.Schema) -> pa.Table:
+    none = [None] * len(e)
+    paths = [_unicode(p) for p in e.paths] if e.paths is not None else none
+    labels = [label or None for label in e.labels.tolist()] if e.labels is not None else none
+    vectors = pa.FixedSizeListArray.from_arrays(
+        pa.array(e.vectors.reshape(-1)), type=schema.field("vector").type
+    )
+    columns = [e.ids, paths, vectors, labels]
+    arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 def _replace(path: Path, table: pa.Table) -> None:
     """Write beside the target and move over it, so that readers see the old file or the new."""
     with whole_file(path) as file:
         pq.write_table(table, file)
 
 
-def _read(file: pq.ParquetFile) -> Embeddings:
+def _read(file: Table) -> Embeddings:
     """The file's content; checks the schema before any data are read."""
-    schema = file.schema_arrow
-    metadata = schema.metadata or {}
+    metadata = file.schema.metadata or {}
     written = metadata.get(b"format", b"none").decode("utf-8", "replace")
     if written != FORMAT:
         raise ValueError(f"its format is {written!r}, this version reads {FORMAT!r}")
-    types = {name: _column_type(schema, name) for name in ("id", "path", "vector", "label")}
+    types = {name: file.column_type(name) for name in ("id", "path", "vector", "label")}
     vector = types["vector"]
     if not (pa.types.is_fixed_size_list(vector) and pa.types.is_float32(vector.value_type)):
         raise ValueError(f"column 'vector' is {vector}, not a fixed size list of float32")
@@ -199,7 +235,7 @@ def _read(file: pq.ParquetFile) -> Embeddings:
     if not isinstance(origin, dict):
         raise ValueError(f"its origin is a {type(origin).__name__}, not a JSON object")
 
-    table = file.read(columns=["id", "path", "vector", "label"])
+    table = file.read(list(types))
     flat = table["vector"].combine_chunks().flatten()
     if table["id"].null_count or table["vector"].null_count or flat.null_count:
         raise ValueError("an id or a vector is missing")
@@ -214,9 +250,3 @@ def _read(file: pq.ParquetFile) -> Embeddings:
         origin=origin,
         paths=paths.to_pylist() if paths.null_count < len(table) else None,
     )
-
-
-def _column_type(schema: pa.Schema, name: str) -> pa.DataType:
-    if schema.names.count(name) != 1:
-        raise ValueError(f"it has {schema.names.count(name)} columns {name!r}, not one")
-    return schema.field(name).type

@@ -1,4 +1,4 @@
-"""Encoders: any timm backbone by name, and small ones of ours for pixels, vectors and 2-D worlds.
+"""Encoders: any timm backbone by name, and small ones of ours for pixels, vectors and tokens.
 
 An encoder knows its image size and the mean and standard
 deviation its input was normalised with, so that nothing else has to.
@@ -10,36 +10,48 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from erg import backbones
-from erg.durable import write_atomically
+from erg.durable import read_json, write_atomically
 from erg.energy import normalise
+from erg.parts.attention import Block
 from erg.parts.norm import across_processes
+from erg.parts.resnet import ResNet
 from erg.views.types import Mask
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Activation = Literal["relu", "silu"]
+"""What stands behind the layers of our own networks: max(0, x), or x sigmoid(x), which has a second
+derivative everywhere, as the slopes of an energy need."""
+
 
 class Encoder(nn.Module, ABC):
-    """Normalised data [b c h w] or [b d] to one vector per item [b dim].
+    """Normalised data [b c h w] or [b d], or tokens [b n], to one vector per item [b dim].
 
     Attributes:
         name: what it was built from.
         arguments: further constructor arguments, JSON-able.
-        image_size: side of its input [pixels]; number of features for vectors.
+        image_size: side of its input [pixels]; number of features for vectors, of tokens for
+            sequences.
         dim: width of its output [features].
-        grid: rows and columns of its patch tokens; None where it gives one vector per image.
+        grid: rows and columns of its patch tokens, 1 and n for sequences; None where it gives one
+            vector per image.
         mean: per channel, subtracted from inputs in [0, 1].
         std: per channel, by which they are then divided.
+        map_widths: channels of its feature maps, the finest first; empty where `maps` gives none.
         exportable: whether timm alone can rebuild it from name and arguments.
+        depth: number of blocks of a ViT; 0 for everything else.
+        one_size: whether images of another size than `image_size` are refused.
+        vocabulary: number of different tokens it takes; 0 for all that takes no tokens.
     """
 
     name: str
@@ -49,7 +61,11 @@ class Encoder(nn.Module, ABC):
     grid: tuple[int, int] | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    map_widths: tuple[int, ...] = ()
     exportable: bool = False
+    depth: int = 0
+    one_size: bool = False
+    vocabulary: int = 0
 
     @abstractmethod
     def forward(self, data: Tensor) -> Float[Tensor, "b d"]:
@@ -66,6 +82,71 @@ class Encoder(nn.Module, ABC):
             "Use a ViT, for example vit_tiny_patch16_224."
         )
 
+    def maps(self, data: Float[Tensor, "b c h w"]) -> list[Tensor]:
+        """The feature map [b c h w] behind every stage, the finest first; the last is pooled.
+
+        Raises:
+            ValueError: this encoder shows none.
+        """
+        raise ValueError(f"{self.name} shows no feature maps of its stages. Use conv.")
+
+    def with_tokens(
+        self, data: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
+        """The vector and the tokens (or cells of the last map, row-major) of every image.
+
+        Raises:
+            ValueError: this encoder has no tokens.
+        """
+        return self(data), self.tokens(data)
+
+    def masked(
+        self,
+        data: Float[Tensor, "b c h w"],
+        mask: Mask,
+        blank: Float[Tensor, " d"] | None = None,
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
+        """The vector and the tokens of what a mask leaves of every image.
+
+        Args:
+            data: the whole images.
+            mask: of which only what it hides matters.
+            blank: what stands where a patch is hidden, before positions are added; without it
+                hidden patches are left out, and all images have to keep as many.
+
+        Raises:
+            ValueError: this encoder cannot hide patches.
+        """
+        raise ValueError(
+            f"{self.name} cannot hide patches. Use a ViT, for example vit_tiny_patch16_224."
+        )
+
+    def layers(self, data: Float[Tensor, "b c h w"], last: int) -> list[Tensor]:
+        """Tokens [b n d] behind each of the last blocks of a ViT, the lowest first, before the
+        final norm.
+
+        Raises:
+            ValueError: this encoder has fewer blocks.
+        """
+        raise ValueError(
+            f"{self.name} has no {last} blocks to look into. Use a ViT, or look into fewer."
+        )
+
+    def need_sizes(self, who: str) -> None:
+        """Refuse, for a method that makes small crops, where only one size of image fits.
+
+        Args:
+            who: name of the method.
+
+        Raises:
+            ValueError: position embeddings are those of one size.
+        """
+        if self.one_size:
+            raise ValueError(
+                f"{who} makes small crops, and {self.name} takes one size of image only. Build it "
+                "with dynamic_img_size = True, or use small_crops = 0."
+            )
+
 
 class TimmEncoder(Encoder):
     """A backbone of timm without its classifier.
@@ -79,13 +160,12 @@ class TimmEncoder(Encoder):
         arguments: passed to timm.
     """
 
-    exportable = True
-
     def __init__(
         self, name: str, image_size: int, init: str | None = None, **arguments: Any
     ) -> None:
         super().__init__()
         self.name, self.image_size = name, image_size
+        self.exportable = name.split(".")[0] not in backbones.BEYOND
         if init is not None and Path(init).is_dir():
             arguments = {**backbones.model_arguments(Path(init)), **arguments}
         self.arguments = arguments
@@ -96,10 +176,12 @@ class TimmEncoder(Encoder):
         self.network = across_processes(network)
         # Some heads widen the features on their way out, and timm then says so here.
         self.dim = int(getattr(network, "head_hidden_size", network.num_features))
+        embedding = getattr(network, "patch_embed", None)
+        self.one_size = bool(getattr(embedding, "strict_img_size", False))
         self.is_vit = backbones.is_plain_vit(network)
         if self.is_vit:
             rows, columns = network.patch_embed.grid_size
-            self.grid = (int(rows), int(columns))
+            self.grid, self.depth = (int(rows), int(columns)), len(network.blocks)
 
     def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.network(data)
@@ -110,15 +192,58 @@ class TimmEncoder(Encoder):
             if mask is not None:
                 return super().tokens(data, mask)
             return self._cells(net.forward_features(data), getattr(net, "num_prefix_tokens", 0))
-        x = net._pos_embed(net.patch_embed(data))  # [b prefix+n d]
-        if mask is not None:
-            prefix = net.num_prefix_tokens
-            keep = mask.keep()[..., None].expand(-1, -1, x.shape[-1])
-            x = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, keep)], dim=1)
-        x = net.norm_pre(net.patch_drop(x) if mask is None else x)
+        x = self._embedded(data, mask)
         for block in net.blocks:
             x = block(x)
         return net.norm(x)[:, net.num_prefix_tokens :]
+
+    def masked(
+        self,
+        data: Float[Tensor, "b c h w"],
+        mask: Mask,
+        blank: Float[Tensor, " d"] | None = None,
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
+        net: Any = self.network
+        if not self.is_vit:
+            return super().masked(data, mask, blank)
+        x = self._embedded(data, mask, blank)
+        for block in net.blocks:
+            x = block(x)
+        x = net.norm(x)
+        return net.forward_head(x), x[:, net.num_prefix_tokens :]
+
+    def layers(self, data: Float[Tensor, "b c h w"], last: int) -> list[Tensor]:
+        net: Any = self.network
+        if last > self.depth:
+            return super().layers(data, last)
+        x, found = self._embedded(data), list[Tensor]()
+        for block in net.blocks:
+            x = block(x)
+            found.append(x[:, net.num_prefix_tokens :])
+        return found[self.depth - last :]
+
+    def _embedded(
+        self, data: Tensor, mask: Mask | None = None, blank: Tensor | None = None
+    ) -> Tensor:
+        """What a ViT's blocks are given [b prefix+n d]: hidden patches left out, or the blank."""
+        net: Any = self.network
+        x = net.patch_embed(data)  # [b n d], or [b rows columns d] for images of any size
+        if mask is not None and blank is not None:
+            hidden = mask.hidden.any(dim=1).reshape(*x.shape[:-1], 1)
+            x = torch.where(hidden, blank.to(x.dtype), x)
+        x = net._pos_embed(x)  # [b prefix+n d]
+        if mask is not None and blank is None:
+            prefix = net.num_prefix_tokens
+            keep = mask.keep()[..., None].expand(-1, -1, x.shape[-1])
+            x = torch.cat([x[:, :prefix], x[:, prefix:].gather(1, keep)], dim=1)
+        return net.norm_pre(net.patch_drop(x) if mask is None else x)
+
+    def with_tokens(
+        self, data: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
+        net: Any = self.network
+        x = net.forward_features(data)  # once for both
+        return net.forward_head(x), self._cells(x, getattr(net, "num_prefix_tokens", 0))
 
     def _cells(self, x: Tensor, prefix: int) -> Tensor:
         """Feature maps [b d h w] or [b h w d], or tokens [b n d] behind a prefix, as [b n d]."""
@@ -185,23 +310,135 @@ class VectorMLP(Encoder):
         width: of the hidden layers [features].
         depth: number of hidden layers.
         dim: width of the output [features].
+        activation: behind the hidden layers.
     """
 
     name = "mlp"
     mean, std = (), ()
 
-    def __init__(self, image_size: int, *, width: int = 128, depth: int = 2, dim: int = 64) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        dim: int = 64,
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
         self.image_size, self.dim = image_size, dim
-        self.arguments = {"width": width, "depth": depth, "dim": dim}
+        self.arguments = {"width": width, "depth": depth, "dim": dim, "activation": activation}
         widths = [image_size, *[width] * depth]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(widths):
-            layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(a, b), _activation(activation)]
         self.network = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
 
     def forward(self, data: Float[Tensor, "b features"]) -> Float[Tensor, "b d"]:
         return self.network(data)
+
+
+class TokenTransformer(Encoder):
+    """A transformer on sequences of whole numbers, whose attention can be looked at.
+
+    Norms stand before attention and before the small networks, and a last one behind all blocks;
+    places are learned; the vector of a sequence is the mean of its tokens. Tokens below 0 stand
+    behind the end of a sequence: nothing attends to them, and they have no part in the mean.
+
+    Args:
+        image_size: largest number of tokens in a sequence.
+        vocabulary: number of different tokens, which are 0 to vocabulary - 1; 256 for bytes.
+        width: of its tokens and its vector [features].
+        depth: number of blocks.
+        heads: of the attention in each, a divisor of the width.
+    """
+
+    name = "sequence"
+    mean, std = (), ()
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        vocabulary: int = 256,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.vocabulary, self.dim = image_size, vocabulary, width
+        self.grid = (1, image_size)
+        self.arguments = {
+            "vocabulary": vocabulary, "width": width, "depth": depth, "heads": heads,
+        }  # fmt: skip
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.places = nn.Parameter(torch.zeros(image_size, width).normal_(std=0.02))
+        nn.init.normal_(self.embedding.weight, std=0.02)  # as BERT's
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, data: Shaped[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+        return self.with_tokens(data)[0]
+
+    def tokens(self, data: Shaped[Tensor, "b n"], mask: Mask | None = None) -> Tensor:
+        return self._through(data, mask)[1]
+
+    def with_tokens(
+        self, data: Shaped[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
+        return self._through(data)[:2]
+
+    def masked(
+        self,
+        data: Shaped[Tensor, "b n"],
+        mask: Mask,
+        blank: Float[Tensor, " d"] | None = None,
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m d"]]:
+        return self._through(data, mask, blank)[:2]
+
+    def attention(
+        self,
+        data: Shaped[Tensor, "b n"],
+        mask: Mask | None = None,
+        blank: Float[Tensor, " d"] | None = None,
+    ) -> Float[Tensor, "layers b h m m"]:
+        """What share of its attention each place (last but one axis) gives to each (last) in every
+        block and head; arguments as `masked`."""
+        return torch.stack(self._through(data, mask, blank)[2])
+
+    def _through(
+        self, data: Tensor, mask: Mask | None = None, blank: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Vectors [b d], tokens [b n d] and the weights [b h n n] of every block."""
+        data, n = data.long(), data.shape[1]  # embedding casts whatever it is given to floats
+        self._check(data)
+        valid = data >= 0
+        x = self.embedding(data.clamp_min(0))
+        if mask is not None and blank is not None:
+            x = torch.where(mask.hidden.any(dim=1)[..., None], blank.to(x.dtype), x)
+        x = x + self.places[:n]
+        if mask is not None and blank is None:
+            keep = mask.keep()
+            x, valid = x.gather(1, keep[..., None].expand(-1, -1, self.dim)), valid.gather(1, keep)
+        weights: list[Tensor] = []
+        for block in self.blocks:
+            x, seen = block(x, valid)
+            weights.append(seen)
+        x = self.norm(x)
+        return (x * valid[..., None]).sum(dim=1) / valid.sum(dim=1, keepdim=True), x, weights
+
+    def _check(self, data: Tensor) -> None:
+        if data.shape[1] > self.image_size:
+            raise ValueError(
+                f"the sequences have {data.shape[1]} tokens, and this encoder takes at most "
+                f"{self.image_size}. Cut them, or build it with image_size = {data.shape[1]}."
+            )
+        # An accelerator would have to be waited for.
+        if data.device.type == "cpu" and bool((data >= self.vocabulary).any()):
+            raise ValueError(
+                f"there are tokens up to {int(data.max())}, and this encoder knows 0 to "
+                f"{self.vocabulary - 1}. Build it with vocabulary = {int(data.max()) + 1}."
+            )
 
 
 class SmallConv(Encoder):
@@ -215,6 +452,7 @@ class SmallConv(Encoder):
             stages, given from the first such stage to the last: (1, 2) puts one into the last but
             one and two into the last.
         whole: whether the first stage keeps the resolution of the image.
+        activation: behind the convolutions.
     """
 
     name = "conv"
@@ -227,6 +465,7 @@ class SmallConv(Encoder):
         stages: int = 3,
         blocks: Sequence[int] = (),
         whole: bool = False,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         if len(blocks) > stages:
@@ -234,18 +473,69 @@ class SmallConv(Encoder):
                 f"blocks names {len(blocks)} stages, and there are {stages}. Name at most those."
             )
         self.image_size = image_size
-        self.arguments = {"width": width, "stages": stages, "blocks": list(blocks), "whole": whole}
+        self.arguments = {
+            "width": width, "stages": stages, "blocks": list(blocks), "whole": whole,
+            "activation": activation,
+        }  # fmt: skip
         widths = [3, *[width * 2**i for i in range(stages)]]
         residual = [0] * (stages - len(blocks)) + list(blocks)
         layers: list[nn.Module] = []
+        self.ends: list[int] = []  # number of the last layer of each stage
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
-            layers += _conv(a, b, stride=1 if whole and i == 0 else 2)
-            layers += [Residual(nn.Sequential(*_conv(b, b, stride=1))) for _ in range(residual[i])]
+            layers += _conv(a, b, activation, stride=1 if whole and i == 0 else 2)
+            for _ in range(residual[i]):
+                layers.append(Residual(nn.Sequential(*_conv(b, b, activation, stride=1))))
+            self.ends.append(len(layers) - 1)
         self.network = across_processes(nn.Sequential(*layers))
-        self.dim = widths[-1]
+        self.dim, self.map_widths = widths[-1], tuple(widths[1:])
 
     def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.network(data).mean(dim=(2, 3))
+
+    def with_tokens(
+        self, data: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
+        cells = self.network(data)
+        return cells.mean(dim=(2, 3)), cells.flatten(2).transpose(1, 2)
+
+    def maps(self, data: Float[Tensor, "b c h w"]) -> list[Tensor]:
+        found: list[Tensor] = []
+        for i, layer in enumerate(self.network.children()):
+            data = layer(data)
+            if i in self.ends:
+                found.append(data)
+        return found
+
+
+class WideResNet(Encoder):
+    """A ResNet with all widths multiplied, with selective kernels where wanted, as in SimCLRv2.
+
+    Args:
+        image_size: side of its input [pixels].
+        depth: 26, 50, 101, 152 or 200 layers.
+        width: factor of all widths.
+        selective: whether 3 x 3 convolutions have selective kernels.
+    """
+
+    name = "resnet"
+
+    def __init__(
+        self, image_size: int, *, depth: int = 50, width: int = 1, selective: bool = False
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.arguments = {"depth": depth, "width": width, "selective": selective}
+        network = ResNet(depth, width, selective)
+        self.network, self.dim = across_processes(network), network.channels
+
+    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        return self.network(data).mean(dim=(2, 3))
+
+    def with_tokens(
+        self, data: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
+        cells = self.network(data)
+        return cells.mean(dim=(2, 3)), cells.flatten(2).transpose(1, 2)
 
 
 class Residual(nn.Module):
@@ -263,20 +553,27 @@ class Residual(nn.Module):
         return x + self.inside(x)
 
 
-def _conv(fan_in: int, fan_out: int, *, stride: int) -> list[nn.Module]:
+def _activation(name: Activation) -> nn.Module:
+    if name not in get_args(Activation):
+        raise ValueError(f"activation should be one of {get_args(Activation)} (got {name!r}).")
+    return nn.ReLU(inplace=True) if name == "relu" else nn.SiLU()
+
+
+def _conv(fan_in: int, fan_out: int, activation: Activation, *, stride: int) -> list[nn.Module]:
     convolution = nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False)
-    return [convolution, nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
+    return [convolution, nn.BatchNorm2d(fan_out), _activation(activation)]
 
 
 OURS: dict[str, type[Encoder]] = {
-    kind.name: kind for kind in (Pixels, Identity, VectorMLP, SmallConv)
+    kind.name: kind
+    for kind in (Pixels, Identity, VectorMLP, TokenTransformer, SmallConv, WideResNet)
 }
 
 
 def build_encoder(
     name: str, image_size: int, *, init: str | None = None, **arguments: Any
 ) -> Encoder:
-    """An encoder by name: one of ours (pixels, identity, mlp, conv) or any timm architecture.
+    """An encoder by name: one of ours (see `OURS`) or any timm architecture.
 
     Raises:
         ValueError: unknown name, arguments or weights.
@@ -345,10 +642,10 @@ def load_encoder(folder: Path) -> Encoder:
         ValueError: the folder holds no encoder of ours, or its weights do not fit.
     """
     try:
-        ours = json.loads((folder / "config.json").read_text())["erg"]
+        ours = read_json(folder / "config.json")["erg"]
         encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
         weights = load_file(folder / "model.safetensors")
-    except (OSError, KeyError, TypeError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"{folder} holds no encoder of erg ({type(error).__name__}: {error}). Give the "
             "encoder/ folder of a run, or an export."
@@ -362,3 +659,54 @@ def load_encoder(folder: Path) -> Encoder:
             f"the weights in {folder} do not fit its config ({_first_line(error)}). Export again."
         ) from None
     return encoder.eval()
+
+
+CLASSIFIER = "classifier.safetensors"
+
+
+def save_classifier(
+    encoder: Encoder, weight: Float[Tensor, "k d"], bias: Float[Tensor, " k"], folder: Path
+) -> None:
+    """An encoder as `save_encoder` writes it, and a linear classifier on its features beside it."""
+    save_encoder(encoder, folder)
+    layer = {"weight": weight, "bias": bias}
+    rows = {name: t.detach().cpu().float().contiguous().clone() for name, t in layer.items()}
+    write_atomically(folder / CLASSIFIER, save(rows))
+
+
+class Classifier(nn.Module):
+    """Class scores of images that were normalised for another encoder.
+
+    Args:
+        encoder: of the classifier, with its own mean, deviation and size.
+        layer: linear, on its features.
+    """
+
+    def __init__(self, encoder: Encoder, layer: nn.Linear) -> None:
+        super().__init__()
+        self.encoder, self.layer = encoder, layer
+
+    def forward(self, unit: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Scores of images in [0, 1]."""
+        encoder = self.encoder
+        mean, std = (unit.new_tensor(v).view(-1, 1, 1) for v in (encoder.mean, encoder.std))
+        return self.layer(encoder((unit - mean) / std))
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Read what `save_classifier` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no classifier of ours.
+    """
+    encoder = load_encoder(folder)
+    try:
+        rows = load_file(folder / CLASSIFIER)
+        layer = nn.Linear(encoder.dim, len(rows["bias"]))
+        layer.load_state_dict(rows)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} holds no classifier of erg ({type(error).__name__}: {_first_line(error)}). "
+            "Write one with erg.encoders.save_classifier."
+        ) from None
+    return Classifier(encoder, layer).eval()

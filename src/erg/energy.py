@@ -7,7 +7,7 @@ Letters in shapes: b batch, d features, k codes or prototypes, n tokens, m other
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -47,6 +47,11 @@ def normalise(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
     return F.normalize(at_least_float32(x), dim=-1)
 
 
+def layer_normalise(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """Each row to mean 0 and variance 1 over its features (plus 1e-5), nothing learned."""
+    return F.layer_norm(at_least_float32(x), x.shape[-1:])
+
+
 def cosine(x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
     """-cos(x, y), in [-1, 1]."""
     return -(normalise(x) * normalise(y)).sum(dim=-1)
@@ -67,6 +72,14 @@ def squared_distance(x: Float[Tensor, "b *d"], y: Float[Tensor, "b *d"]) -> Floa
 def mean_squared_error(x: Float[Tensor, "b *d"], y: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
     """||x - y||^2 / d, the mean over all dimensions but the first."""
     return (at_least_float32(x) - at_least_float32(y)).square().flatten(1).mean(dim=1)
+
+
+def smooth_l1(
+    x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"], beta: float = 1.0
+) -> Float[Tensor, "*b"]:
+    """Mean over features of |e| - beta / 2 or, where |e| < beta, of e^2 / (2 beta); e = x - y."""
+    x = at_least_float32(x)
+    return F.smooth_l1_loss(x, y.to(x.dtype), beta=beta, reduction="none").mean(dim=-1)
 
 
 @full_precision
@@ -101,6 +114,24 @@ def cross_entropy(
     return -(at_least_float32(target) * at_least_float32(scores).log_softmax(dim=-1)).sum(dim=-1)
 
 
+def between_crops(
+    scores: Sequence[Float[Tensor, "b k"]], codes: Sequence[Float[Tensor, "b k"]]
+) -> Float[Tensor, " b"]:
+    """Mean of -sum_k q_k(y) log p_k(x) over all pairs of a crop y with a code and another crop x.
+
+    Args:
+        scores: of every crop, log p but for a constant; those with a code come first.
+        codes: q of the first crops.
+    """
+    total, pairs = torch.zeros_like(codes[0][:, 0]), 0
+    for i, each in enumerate(scores):
+        others = [q for j, q in enumerate(codes) if j != i]
+        if others:  # linear in the code: those of all others, added up
+            total = total + cross_entropy(each, torch.stack(others).sum(dim=0))
+            pairs += len(others)
+    return total / pairs
+
+
 def of_class(logits: Float[Tensor, "b k"], target: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """-log softmax(logits)[target]: the energy of a class."""
     return F.cross_entropy(at_least_float32(logits), target, reduction="none")
@@ -110,6 +141,11 @@ def over_hidden(errors: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"]) -> Fl
     """Mean of a per-patch error over the hidden patches of each image."""
     weight = hidden.to(errors.dtype)
     return (errors * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+
+def of_hidden(errors: Float[Tensor, " m"], hidden: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """`over_hidden` of errors that are given for hidden patches alone, image by image."""
+    return over_hidden(errors.new_zeros(hidden.shape).masked_scatter(hidden, errors), hidden)
 
 
 def bernoulli(logits: Float[Tensor, "b *d"], target: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:

@@ -4,6 +4,7 @@ Letters in shapes: b batch, d features, k codes, prototypes or atoms.
 """
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -13,10 +14,23 @@ from torch import Tensor
 from erg import distributed
 from erg.energy import at_least_float32, full_precision, to_prototypes
 
+AT_ONCE = 1 << 24
+"""Distances that are held at one time."""
+
+
+@torch.no_grad()
+def closest(
+    y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]
+) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"]]:
+    """min_k ||y - w_k||^2 and argmin_k of it, some rows at a time."""
+    rows = max(1, AT_ONCE // len(prototypes))
+    found = [to_prototypes(part, prototypes).min(dim=1) for part in y.split(rows)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
 
 def nearest(y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]) -> Int[Tensor, " b"]:
     """argmin_k ||y - w_k||^2, the code of k-means."""
-    return to_prototypes(y, prototypes).argmin(dim=1)
+    return closest(y, prototypes)[1]
 
 
 def responsibilities(energies: Float[Tensor, "*b k"], beta: float) -> Float[Tensor, "*b k"]:
@@ -56,13 +70,12 @@ def lloyd_step(
     Returns:
         the new prototypes and how many points each holds.
     """
-    distance = to_prototypes(y, prototypes)
-    closest, code = distance.min(dim=1)
+    distance, code = closest(y, prototypes)
     held = torch.bincount(code, minlength=len(prototypes))
     sums = torch.zeros_like(prototypes).index_add_(0, code, y.to(prototypes.dtype))
     moved = sums / held.clamp_min(1)[:, None].to(sums)
     empty = (held == 0).nonzero().flatten()
-    farthest = closest.argsort(descending=True)[: len(empty)]
+    farthest = distance.argsort(descending=True)[: len(empty)]
     moved[empty[: len(farthest)]] = y[farthest].to(moved.dtype)
     return moved, held
 
@@ -149,3 +162,50 @@ def ista(
         v = after + (t - 1) / faster * (after - z)
         z, t = after, faster
     return z
+
+
+def slope(
+    of: Callable[[Tensor], Tensor], y: Float[Tensor, "b *d"], *, differentiable: bool = False
+) -> Float[Tensor, "b *d"]:
+    """dF/dy of every item; -dF/dy is the field that a descent follows, and the score of exp(-F).
+
+    Gradients are switched on inside, so that this works in evaluation too.
+
+    Args:
+        of: F, from y to one value per item, which depends on that item alone.
+        y: points; differentiated as they are if they require a gradient, else as a copy.
+        differentiable: whether the slope itself is to be differentiated.
+    """
+    with torch.enable_grad():
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        return torch.autograd.grad(of(y).sum(), y, create_graph=differentiable)[0]
+
+
+def langevin(
+    of: Callable[[Tensor], Tensor],
+    y: Float[Tensor, "b *d"],
+    normal: Callable[[int], Tensor],
+    *,
+    steps: int,
+    size: float,
+    deviation: float,
+    clip: float = math.inf,
+) -> Float[Tensor, "b *d"]:
+    """y <- y - size dF/dy + deviation n, n standard normal, so many times; without gradient.
+
+    With deviation = sqrt(2 size T) and small steps y becomes distributed as exp(-F / T) (Roberts &
+    Tweedie 1996); with less of it, this is a descent into the wells of F.
+
+    Args:
+        of: F, as in `slope`.
+        y: where the chains start.
+        normal: n of each step, of the shape of y, from the number of the step.
+        steps: number of steps.
+        size: of a step [squared units of y per unit of F].
+        deviation: of the noise of a step [units of y].
+        clip: largest absolute value that an entry of dF/dy counts with.
+    """
+    y = y.detach()
+    for i in range(steps):
+        y = y - size * slope(of, y).clamp(-clip, clip) + deviation * normal(i).to(y)
+    return y

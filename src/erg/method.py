@@ -70,6 +70,9 @@ class Method(nn.Module, ABC):
     cell: ClassVar[Cell]
     trains_encoder: ClassVar[bool] = True
     """Whether the encoder's weights learn; if not they are frozen."""
+    encoder_evaluates: ClassVar[bool] = False
+    """Whether the encoder stays in evaluation mode while it learns, so that F is a function of one
+    item alone, with slopes of its own."""
     batch_coupled: ClassVar[bool] = False
     """Whether the loss of an image depends on the other images of its batch."""
 
@@ -82,7 +85,7 @@ class Method(nn.Module, ABC):
     def train(self, mode: bool = True) -> "Method":
         """As in torch, but an encoder that is not trained stays in evaluation mode."""
         super().train(mode)
-        if not self.trains_encoder:
+        if not self.trains_encoder or self.encoder_evaluates:
             self.encoder.eval()
         return self
 

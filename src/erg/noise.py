@@ -74,6 +74,14 @@ def normal(
     return drawn[:, :n].reshape(len(index), *size)
 
 
+def uniform(
+    index: Int[Tensor, " b"], *size: int, purpose: str, step: int
+) -> Float[Tensor, "b *size"]:
+    """Numbers in [0, 1) for every image, float32; arguments as `normal`."""
+    h = _draws(index, math.prod(size), purpose, step)
+    return (_shifted(h, 40).float() * 2.0**-24).reshape(len(index), *size)
+
+
 def signs(
     index: Int[Tensor, " b"], *size: int, purpose: str, step: int
 ) -> Float[Tensor, "b *size"]:

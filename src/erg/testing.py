@@ -20,7 +20,7 @@ from erg.method import Loss, Method
 from erg.train.optim import build_optimiser
 from erg.train.run import Optimiser, Run
 from erg.views.pixels import Pixels
-from erg.views.render import make_views
+from erg.views.render import make_tokens, make_views
 from erg.views.types import Views
 
 SIDE, BATCH = 32, 8
@@ -52,13 +52,16 @@ class Bench:
         return method.to(memory_format=torch.channels_last)
 
     def views(self, method: Method, step: int) -> Views:
-        """Views of noise-textured pictures, as the method's plan asks."""
-        random = np.random.default_rng(step)
+        """Views of noise-textured pictures, or of random tokens, as the method's plan asks."""
+        random, plan = np.random.default_rng(step), method.plan()
+        index = np.arange(BATCH, dtype=np.int64)
+        if plan.kind == "tokens":
+            tokens = random.integers(0, method.encoder.vocabulary, (BATCH, SIDE))
+            return make_tokens(tokens, plan, seed=0, epoch=0, step=step, index=index)
         coarse = random.integers(0, 256, (BATCH, 8, 8, 3), dtype=np.uint8)
         images = [np.kron(c, np.ones((5, 5, 1), dtype=np.uint8)) for c in coarse]
         made = make_views(
-            Pixels.pack(images), method.plan(), seed=0, epoch=0, step=step,
-            index=np.arange(BATCH, dtype=np.int64), image_size=SIDE,
+            Pixels.pack(images), plan, seed=0, epoch=0, step=step, index=index, image_size=SIDE,
             mean=method.encoder.mean, std=method.encoder.std,
         )  # fmt: skip
         return made.to(dtype=self.dtype)

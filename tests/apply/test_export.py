@@ -93,5 +93,5 @@ def test_a_folder_that_is_no_encoder_is_one_line(tmp_path: Path) -> None:
     for content in ("{", "[]", '{"erg": {}}', '{"erg": {"name": "os"}}'):
         (tmp_path / "config.json").write_text(content)
         (tmp_path / "model.safetensors").write_bytes(b"\x00" * 16)
-        with pytest.raises(ValueError, match=r"holds no encoder|no encoder is called"):
+        with pytest.raises(ValueError, match=r"is damaged|holds no encoder|no encoder is called"):
             load_encoder(tmp_path)

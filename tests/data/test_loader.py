@@ -4,6 +4,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ class Failing:
         if self.row in rows:
             raise OSError(f"photos/{self.row}.png went away")
         return IMAGES.pixels(rows)
+
+
+def test_signed_integers_are_tokens_and_all_other_numbers_vectors() -> None:
+    tokens = np.arange(64).reshape(32, 2) - 1
+    plain = Plan(main=(WHOLE,), pairs="alone")
+    loader = a_loader(tokens.astype(np.int32), plan=plain)
+    views = loader.views(1)
+    (view,) = views.main
+    assert view.data.dtype == torch.int64
+    assert view.data.tolist() == tokens[loader.rows_of(1)].tolist()
+    assert torch.equal(views.index, torch.from_numpy(loader.rows_of(1)))
+    for other in (np.uint8, np.float64):
+        (view,) = a_loader((tokens + 1).astype(other), plan=plain).views(1).main
+        assert view.data.dtype == torch.float32
+        assert view.data.tolist() == (tokens[loader.rows_of(1)] + 1).tolist()
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 9])
@@ -191,7 +207,16 @@ def test_close_ends_the_thread_of_an_iterator_that_is_still_held() -> None:
     assert threading.active_count() == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="sends itself a POSIX signal")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("depth", [0, 1])
 def test_an_interrupt_ends_the_threads(depth: int) -> None:
     class Interrupting:

@@ -171,7 +171,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         (tmp_path / "zzz", "Check the path"),
         (tmp_path / "empty", "holds no image file"),
         (tmp_path / "a.docx", "nothing erg can read images from"),
-        ("https://example.org/a.zip", "network address"),
+        ("nowhere://example.org/a.zip", "no address erg reads"),
         ([], "an empty list"),
         (None, "a NoneType"),
         (12, "an? int"),

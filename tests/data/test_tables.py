@@ -176,6 +176,42 @@ def test_vectors() -> None:
         source.read(5)
 
 
+def test_sequences_of_tokens(tmp_path: Path) -> None:
+    tokens = np.array([[3, 0, 7], [5, -1, -1], [-1, -1, -1], [4, -1, 4], [4, -2, -2]], np.int32)
+    np.save(tmp_path / "a.npy", tokens)
+    for data in (tokens, tmp_path / "a.npy"):
+        source = open_source(data)
+        assert isinstance(source, tables.Tokens)
+        assert (source.kind, len(source), source.vocabulary) == ("array", 5, 8)
+        for i in range(2):
+            found = source.read(i)
+            assert found.dtype == np.int64
+            assert found.tolist() == tokens[i].tolist()
+        for i in range(2, 5):
+            with pytest.raises(UnreadableImage, match="below 0 elsewhere than behind its end"):
+                source.read(i)
+    assert source.describe() == "5 sequences of 3 tokens, 8 different, in a.npy"
+    assert source.spec == str(tmp_path / "a.npy")
+    assert isinstance(open_source(tokens.astype(np.uint8)), tables.Vectors)
+
+
+def test_texts_are_cut_into_sequences_of_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) + b"end \xc3\xa4"
+    (tmp_path / "a.txt").write_bytes(content)
+    source = open_source(tmp_path / "a.txt")
+    assert isinstance(source, tables.Tokens)
+    rows = [source.read(i).tolist() for i in range(len(source))]
+    assert [len(row) for row in rows] == [128] * 3
+    assert [token for row in rows for token in row if token >= 0] == list(content)
+    assert rows[2][6:] == [-1] * 122
+    assert source.vocabulary == 256
+    with pytest.raises(DataError, match="holds no labels, but 'y'"):
+        open_source(tmp_path / "a.txt", label="y")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"empty\.txt is empty"):
+        open_source(tmp_path / "empty.txt")
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

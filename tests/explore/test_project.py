@@ -5,7 +5,7 @@ import pytest
 from sklearn.manifold import trustworthiness
 
 from erg.explore import project as module
-from erg.explore.project import project
+from erg.explore.project import project, projections
 
 
 def groups(n: int = 120, d: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -97,3 +97,36 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
         project(vectors)
     with pytest.raises(ValueError, match="0 items"):
         project(np.zeros((0, 4)))
+
+
+def stress(vectors: np.ndarray, xy: np.ndarray) -> float:
+    """Sum of squared differences of distances in truth and on the map."""
+    true, drawn = (np.linalg.norm(x[:, None] - x, axis=2) for x in (vectors, xy))
+    return float(((true - drawn) ** 2).sum())
+
+
+def test_three_maps_of_the_same_items() -> None:
+    vectors, _ = groups(80)
+    made = {each.name: each.xy for each in projections(vectors)}
+    assert list(made) == ["PCA", "t-SNE", "MDS"]
+    np.testing.assert_array_equal(made["t-SNE"], project(vectors).xy)
+    assert stress(vectors, made["MDS"]) < 0.9 * stress(vectors, made["PCA"])
+    near = [trustworthiness(vectors, made[name], n_neighbors=10) for name in ("t-SNE", "PCA")]
+    assert near[0] > near[1]
+
+
+def test_mds_keeps_distances_that_fit_in_a_plane() -> None:
+    random = np.random.default_rng(0)
+    axes = np.linalg.qr(random.normal(size=(9, 2)))[0].T
+    vectors = (7 * random.normal(size=(40, 2)) @ axes + 3).astype(np.float32)
+    xy = projections(vectors)[2].xy
+    true, drawn = (np.linalg.norm(x[:, None] - x, axis=2) for x in (vectors, xy))
+    np.testing.assert_allclose(drawn, true, atol=1e-2 * true.max())
+
+
+def test_what_has_no_maps_side_by_side_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="one direction"):
+        projections(np.ones((30, 4), dtype=np.float32))
+    monkeypatch.setattr(module, "LARGEST_TSNE", 20)
+    with pytest.raises(ValueError, match="30 items are too many for MDS"):
+        projections(groups(30)[0])

@@ -94,7 +94,7 @@ def train_method(method: str, folder: str, threads: int) -> int:
     run = a_run(method, checkpoint_minutes=0.0)
     kept = RunFolder(Path(folder))
     kept.lock()
-    loop = Loop(run, data(), device=torch.device("cpu"), threads=threads)
+    loop = Loop(run, data(method=method), device=torch.device("cpu"), threads=threads)
     train(loop, kept, observers=(Health(looks=2),), resume=True)
     loop.close()
     kept.unlock()

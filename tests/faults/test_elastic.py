@@ -70,7 +70,7 @@ class StopAfter:
 def sitting(name: str, folder: Path, until: int | None, threads: int = 0) -> None:
     """Go on with a run of a method until some step, or to its end."""
     run = exact(name)
-    loop = Loop(run, data(), device=torch.device("cpu"), threads=threads)
+    loop = Loop(run, data(method=name), device=torch.device("cpu"), threads=threads)
     try:
         if until is None:
             train(loop, RunFolder(folder), resume=True)

@@ -1,5 +1,7 @@
 """The running mean of a teacher's outputs."""
 
+import math
+
 import pytest
 import torch
 
@@ -25,3 +27,13 @@ def test_is_saved_in_its_own_precision_and_without_gradient() -> None:
     other.load_state_dict(centre.state_dict())
     assert torch.equal(other.mean, centre.mean)
     assert centre.mean.tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_codes_are_centred_before_they_are_sharpened() -> None:
+    centre = Center(3, 0.9).double()
+    centre.mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    t = torch.tensor([[0.5, 0.1, 0.2], [-0.3, 0.4, 0.0]], dtype=torch.float64)
+    for row, found in zip(t.tolist(), centre.codes(t, 0.05).tolist(), strict=True):
+        e = [math.exp((v - c) / 0.05) for v, c in zip(row, centre.mean.tolist(), strict=True)]
+        assert found == pytest.approx([v / sum(e) for v in e], rel=1e-12)
+    assert centre.codes(t.bfloat16(), 0.05).dtype == torch.float32

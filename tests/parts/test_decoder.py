@@ -125,3 +125,18 @@ def test_a_decoder_makes_data_of_the_encoders_kind() -> None:
     of_vectors = decoder_for(5, 7, image=False, width=8)
     assert of_vectors(z).shape == (2, 7)
     assert [m.out_features for m in of_vectors.modules() if hasattr(m, "out_features")] == [32, 7]
+
+
+def test_decoder_of_all_other_places_is_that_of_the_whole() -> None:
+    """Asked for all places that are not known, each in any order, it sees what it always does."""
+    decoder, tokens, keep = a_decoder(), torch.randn(1, 3, 6), torch.tensor([[0, 2, 5]])
+    wanted = torch.tensor([[4, 1, 3]])
+    found = decoder(tokens, keep, wanted)
+    assert torch.allclose(found, decoder(tokens, keep)[:, wanted[0]], atol=1e-6)
+
+
+def test_places_that_nobody_asks_for_take_no_part() -> None:
+    decoder, tokens, keep = a_decoder(), torch.randn(1, 2, 6), torch.tensor([[1, 3]])
+    few = decoder(tokens, keep, torch.tensor([[4]]))
+    assert few.shape == (1, 1, 12)
+    assert not torch.allclose(few, decoder(tokens, keep, torch.tensor([[4, 0]]))[:, :1], atol=1e-4)

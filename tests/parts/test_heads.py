@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from erg.parts.heads import CosineLinear, OutputNorm, mlp
+from erg.parts.heads import CosineLinear, OutputNorm, TokenHeads, code_projector, mlp
 from erg.parts.norm import BatchNorm
 
 
@@ -82,3 +82,37 @@ def test_cosine_linear_is_a_weight_normalised_layer_of_gain_1() -> None:
     grad = theirs.parametrizations.weight.original1.grad
     assert layer.weight.grad is not None
     assert torch.allclose(layer.weight.grad, grad, atol=1e-12)
+
+
+def test_code_projector_is_dinos() -> None:
+    torch.manual_seed(0)
+    projector = code_projector(64, 256, 8)
+    kinds = [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
+    assert [type(layer) for layer in projector] == kinds
+    wide = projector[2]
+    assert isinstance(wide, nn.Linear)
+    assert float(wide.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert float(wide.bias.detach().abs().max()) == 0
+    assert [tuple(p.shape) for p in projector.parameters() if p.ndim == 2] == [
+        (256, 64), (256, 256), (8, 256)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tokens", "own"),
+    [("same", set()), ("directions", {"token_directions"}),
+     ("own", {"token_directions", "token_projector"})],
+)  # fmt: skip
+def test_token_heads_share_what_they_should(tokens: Any, own: set[str]) -> None:
+    torch.manual_seed(0)
+    heads = TokenHeads(6, 5, 4, 3, tokens=tokens)
+    vectors, cells = torch.randn(2, 6), torch.randn(7, 6)
+    of_vectors, of_tokens = heads(vectors, cells)
+    assert (of_vectors.shape, of_tokens.shape) == ((2, 3), (7, 3))
+    assert torch.equal(of_vectors, heads.directions(heads.projector(vectors)))
+    assert torch.allclose(heads(cells, cells)[0], of_tokens) == (tokens == "same")
+    of_tokens.square().sum().backward()
+    reached = {name.split(".")[0] for name, p in heads.named_parameters() if p.grad is not None}
+    assert reached == own | {"projector", "directions"} - {name[6:] for name in own}
+    assert heads(vectors, cells[:0])[1].shape == (0, 3)
+    assert [p.shape for p in heads.last_layers()] == [(3, 4)] * (1 if tokens == "same" else 2)

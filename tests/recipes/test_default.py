@@ -31,17 +31,28 @@ def test_what_is_said_is_taken_and_not_explained() -> None:
 
 
 def test_the_chosen_encoders_can_be_built_and_suit_their_method() -> None:
-    for method in ("MAE", "KMeans", "SimCLR"):
-        run, _ = default(Seen(500, 32, False), method=method)
-        built = run.build()
-        assert built.encoder.image_size == run.image_size
-        assert built.plan().main
-        assert built.encoder.exportable == (method == "MAE")
+    for method in ("MAE", "IJEPA", "IBOT", "KMeans", "SimCLR"):
+        for side in (32, 128):
+            run, _ = default(Seen(500, side, False), method=method)
+            built = run.build()
+            assert built.encoder.image_size == run.image_size
+            assert built.plan().main
+            assert built.encoder.exportable == (method in ("MAE", "IJEPA", "IBOT"))
 
 
 def test_vectors_get_k_means_on_the_vectors_themselves() -> None:
     run, _ = default(Seen(500, 1, False, vectors=7))
     assert (run.method, run.encoder, run.image_size) == ("KMeans", "identity", 7)
+
+
+def test_sequences_get_bert_on_a_transformer_of_their_length() -> None:
+    run, why = default(Seen(500, 1, False, vectors=24, vocabulary=30), encoder_args={"depth": 1})
+    assert (run.method, run.encoder, run.image_size) == ("BERT", "sequence", 24)
+    assert run.encoder_args == {"vocabulary": 30, "depth": 1}
+    assert run.build().plan().kind == "tokens"
+    assert any("24 tokens a sequence" in line for line in why)
+    with pytest.raises(ValueError, match="BERT needs sequences of tokens, and the data are none"):
+        default(Seen(500, 32, False), method="BERT")
 
 
 def test_arguments_of_an_encoder_that_is_chosen_here_come_over_the_choice() -> None:
@@ -51,10 +62,10 @@ def test_arguments_of_an_encoder_that_is_chosen_here_come_over_the_choice() -> N
 
 
 def test_an_autoencoder_takes_many_small_steps_on_a_cpu() -> None:
-    run, why = default(Seen(9000, 128, False), method="DenoisingAutoencoder")
+    run, why = default(Seen(9000, 128, False), method="Autoencoder")
     assert (run.batch, run.optimiser.lr) == (64, 2e-3)
     assert any("more steps" in line for line in why)
-    assert default(Seen(9000, 128, True), method="DenoisingAutoencoder")[0].batch == 512
+    assert default(Seen(9000, 128, True), method="Autoencoder")[0].batch == 512
 
 
 def test_what_a_method_wants_on_a_cpu_comes_under_what_is_said() -> None:

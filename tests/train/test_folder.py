@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from erg.durable import Unwritable
-from erg.train.folder import LONGEST, Busy, RunFolder, read_json
+from erg.durable import LONGEST, Unwritable, read_json
+from erg.train.folder import Busy, RunFolder
 
 
 def test_looking_makes_no_folder(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_hostile_run_file_is_refused_in_one_line(
     tmp_path: Path, content: bytes, why: str
 ) -> None:
     (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"run.json is damaged \(.*({why}).*Start") as refused:
+    with pytest.raises(ValueError, match=rf"run.json is damaged \(.*({why}).*Restore") as refused:
         RunFolder(tmp_path).read_run()
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400

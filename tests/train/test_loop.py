@@ -26,15 +26,24 @@ from tests.test_every_method import SMALL
 
 VIT = ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2})
 ENCODERS = {
+    "BERT": ("sequence", {"vocabulary": 16, "width": 16, "depth": 1, "heads": 2}),
     "MAE": VIT,
+    "IJEPA": VIT,
+    "Data2Vec": VIT,
+    "IBOT": VIT,
+    "DINOv2": VIT,
+    "MSN": VIT,
     "SimMIM": VIT,
     "KMeans": ("pixels", {"side": 4}),
     "MaximumLikelihood": ("conv", {"width": 1, "stages": 2}),
 }
 
 
-def data(n: int = 40, held: int = 8) -> Data:
+def data(n: int = 40, held: int = 8, method: str = "SimCLR") -> Data:
     random = np.random.default_rng(0)
+    if method == "BERT":
+        rows = np.arange(n)
+        return Data(random.integers(0, 16, (n, 32)), rows[:-held], rows[-held:], rows % 3)
     coarse = random.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     images = [np.kron(c, np.ones((8, 8, 1), dtype=np.uint8)) for c in coarse]
     rows = np.arange(n)
@@ -51,7 +60,7 @@ def a_run(method: str = "SimCLR", **changes: object) -> Run:
 
 
 def trained(run: Run, folder: Path, *, threads: int = 0, **kwargs: object) -> Loop:
-    loop = Loop(run, data(), device=torch.device("cpu"), threads=threads)
+    loop = Loop(run, data(method=run.method), device=torch.device("cpu"), threads=threads)
     try:
         train(loop, RunFolder(folder), observers=(Health(looks=2),), **kwargs)
     finally:
@@ -218,8 +227,8 @@ def test_minutes_count_what_is_gone_and_what_looking_takes(monkeypatch) -> None:
     monkeypatch.setattr(loop, "trial", lambda: 1.0)
     monkeypatch.setattr("erg.train.loop.time.monotonic", lambda: clock[0])
     assert measured(run, loop, 10, 970.0).steps == 570 - 30
-    # Ten looks and the first one, and the one that was measured.
-    assert measured(run, loop, 10, 970.0, [Slow(looks=10)]).steps == 570 - 30 - 11 * 5 - 5
+    # Ten looks and the first one, and the two that were measured.
+    assert measured(run, loop, 10, 970.0, [Slow(looks=10)]).steps == 570 - 30 - 11 * 5 - 2 * 5
     assert measured(run, loop, 0.1, 970.0).steps == 1
     loop.close()
 

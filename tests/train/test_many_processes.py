@@ -28,7 +28,7 @@ NAMES = catalog.names()
 def trained(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Weights and buffers after a few steps of the global batch, and what was logged."""
     run = replace(a_run(name), precision="64", steps=STEPS, batch=12)
-    loop = Loop(run, data(), device=torch.device("cpu"), threads=0)
+    loop = Loop(run, data(method=name), device=torch.device("cpu"), threads=0)
     train(loop, RunFolder(folder))
     loop.close()
     events = folder / "events.jsonl"

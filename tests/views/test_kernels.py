@@ -387,7 +387,7 @@ def test_hash_and_purposes_equal_those_of_random() -> None:
         assert int(made) == int(bits(*words))
         assert int(kernels.chain(np.uint64(made), np.uint64(4))) == int(bits(*words, 4))
     names = ("CROP", "FLIP", "TURNS", "JITTER", "GREY", "BLUR", "SOLARISE", "NOISE", "ZEROED",
-             "CUTOUT")  # fmt: skip
+             "CUTOUT", "TILES")  # fmt: skip
     for name in names:
         assert getattr(kernels, f"_{name}") == Purpose[name]
 

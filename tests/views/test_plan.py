@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from erg.views import plan as plans
-from erg.views.plan import LIGHT, WHOLE, Augmentation, Masking, Plan, two_views, whole
+from erg.views.plan import LIGHT, WHOLE, Augmentation, Masking, Plan, Tiles, two_views, whole
 
 COLOURS = ("jitter", "brightness", "contrast", "saturation", "hue", "grey")
 
@@ -47,7 +47,7 @@ def test_evaluation_is_not_random() -> None:
     assert WHOLE.crop is None
     random = ("flip", *COLOURS, "blur", "solarise", "cutout", "noise", "zeroed")
     assert all(getattr(WHOLE, name) == 0 for name in random)
-    assert (WHOLE.turns, WHOLE.mask) == (0, None)
+    assert (WHOLE.turns, WHOLE.mask, WHOLE.tiles) == (0, None, None)
 
 
 def test_two_views() -> None:
@@ -70,6 +70,62 @@ def test_sides_are_a_fraction_and_a_multiple_of_four(
 )
 def test_masking_hides_a_rounded_share(grid: tuple[int, int], ratio: float, hidden: int) -> None:
     assert Masking(grid=grid, ratio=ratio).hidden == hidden
+
+
+@pytest.mark.parametrize(
+    ("tiles", "side", "pixels"),
+    [
+        (Tiles(), 432, (144, 96, 14)),  # Doersch et al. 2015: 96 pixels, 48 apart, +- 7
+        (Tiles(gap=1 / 85, jitter=20 / 85), 255, (85, 64, 20)),  # VISSL: 64 of 85 pixels, 0 to 20
+        (Tiles(gap=0.0, jitter=0.0), 96, (32, 31, 0)),  # a pixel stays free all the same
+        (Tiles(gap=0.0, jitter=0.9), 30, (10, 1, 8)),
+        (Tiles(grid=(2, 2), gap=0.0, jitter=0.25), 17, (8, 6, 1)),
+        (Tiles(), 6, (2, 1, 0)),
+    ],
+)
+def test_sizes_of_tiles(tiles: Tiles, side: int, pixels: tuple[int, int, int]) -> None:
+    assert tiles.pixels(side) == pixels
+
+
+def test_tiles_need_room() -> None:
+    with pytest.raises(ValueError, match=r"view of 5 pixels has no room for 3 x 3 tiles"):
+        Tiles().pixels(5)
+
+
+def test_number_of_tiles() -> None:
+    assert Tiles(grid=(2, 4)).count == 8
+    assert Tiles(orders=((4, 0), (4, 8))).count == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"grid": (0, 3)}, "at least one row"),
+        ({"gap": -0.1}, "leave room for a tile"),
+        ({"jitter": -0.1}, "leave room for a tile"),
+        ({"gap": 0.5, "jitter": 0.5}, "leave room for a tile"),
+        ({"drop": 1.1}, "drop is a probability"),
+        ({"orders": ((0, 1), (2,))}, r"equally long .*got \(2,\)"),
+        ({"orders": ((0, 9),)}, "cells 0 to 8"),
+        ({"orders": ((0, -1),)}, "cells 0 to 8"),
+        ({"orders": ((),)}, "equally long"),
+    ],
+)
+def test_wrong_tiles_are_refused(wrong: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Tiles(**wrong)
+
+
+def test_a_view_has_a_mask_or_tiles() -> None:
+    with pytest.raises(ValueError, match="mask or tiles, not both"):
+        Augmentation(mask=Masking(grid=(2, 2)), tiles=Tiles())
+
+
+def test_which_views_bytes_cannot_hold() -> None:
+    assert Augmentation(noise=0.1).noisy
+    assert Augmentation(tiles=Tiles(drop=0.1)).noisy
+    assert not Augmentation(tiles=Tiles()).noisy
+    assert not plans.SIMCLR.noisy
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from erg.views import kernels
-from erg.views.masks import random_mask
+from erg.views.masks import random_mask, random_tiles
 from erg.views.pixels import Pixels
 from erg.views.plan import (
     BYOL_SECOND,
@@ -27,9 +27,10 @@ from erg.views.plan import (
     Augmentation,
     Masking,
     Plan,
+    Tiles,
     two_views,
 )
-from erg.views.render import draw, make_view, make_views, render
+from erg.views.render import draw, make_tokens, make_view, make_views, render
 from erg.views.types import Output, View
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -317,6 +318,128 @@ def test_mask_is_that_of_the_view() -> None:
     assert torch.equal(view.mask.hidden, random_mask(masking, 2, 1, INDEX, 3).hidden)
 
 
+def naive_tiles(whole: torch.Tensor, tiles: Tiles, index: np.ndarray, view: int = 0):
+    """Tiles cut one by one out of whole views [b 3 s s], stacked; and which colours are dropped."""
+    cut = random_tiles(tiles, whole.shape[-1], 2, 1, index, view)
+    n = cut.tile
+    rows = [
+        torch.cat([image[:, top : top + n, left : left + n] for top, left, _ in places], dim=1)
+        for image, places in zip(whole, cut.places.tolist(), strict=True)
+    ]
+    dropped = torch.tensor([
+        [[kept >= 0 and c != kept for _, _, kept in places] for c in range(3)]
+        for places in cut.places.tolist()
+    ]).repeat_interleave(n, dim=2)[..., None]  # fmt: skip
+    return torch.stack(rows), dropped, torch.from_numpy(cut.order)
+
+
+COLOURFUL = replace(QUIET, cutout=0.2, zeroed=0.02)
+PUZZLE = Tiles(grid=(3, 2), gap=0.0, jitter=0.3)
+
+
+@pytest.mark.parametrize("output", ["float32", "bfloat16", "uint8"])
+@pytest.mark.parametrize("tiles", [PUZZLE, Tiles(orders=((4, 0), (4, 7), (4, 5)))])
+@pytest.mark.parametrize("side", [32, 21])
+def test_tiles_are_cut_out_of_the_flipped_and_turned_view(
+    side: int, tiles: Tiles, output: Output
+) -> None:
+    rows = list(range(7)) * 6
+    index = 5 * np.arange(len(rows))
+    shared: dict[str, Any] = {"image_size": side, "output": output, "index": index}
+    whole = make(COLOURFUL, rows, **shared)
+    view = make(replace(COLOURFUL, tiles=tiles), rows, **shared)
+    expected, _, order = naive_tiles(whole.data, tiles, index)
+    assert torch.equal(view.data, expected)
+    assert view.data.is_contiguous(memory_format=torch.channels_last)
+    assert view.made is not None
+    assert whole.made is not None
+    assert view.made.order is not None
+    assert torch.equal(view.made.order, order)
+    assert whole.made.order is None
+    assert torch.equal(view.made.box, whole.made.box)
+    assert len({*zip(view.made.flip.tolist(), view.made.turns.tolist(), strict=True)}) == 8
+    # Of an image all tiles, then of the next; nothing is copied.
+    each = view.tiles()
+    n = expected.shape[-1]
+    stacked = [image[:, k : k + n] for image in expected for k in range(0, image.shape[1], n)]
+    assert torch.equal(each, torch.stack(stacked))
+    assert each.data_ptr() == view.data.data_ptr()
+
+
+@pytest.mark.parametrize("side", [32, 27])
+def test_what_is_dropped_is_replaced_by_noise(side: int) -> None:
+    rows = [0, 1, 2, 3, 4, 5] * 10
+    index = np.arange(60)
+    tiles = replace(PUZZLE, drop=0.6)
+    whole = make(LIGHT, rows, image_size=side, index=index)
+    view = make(replace(LIGHT, tiles=tiles), rows, image_size=side, index=index)
+    expected, dropped, _ = naive_tiles(whole.data, tiles, index)
+    dropped = dropped.expand_as(expected)
+    assert torch.equal(view.data[~dropped], expected[~dropped])
+    assert 0.3 < dropped.float().mean() < 0.5
+    # In units of the kept channel's deviation (unit scale), a hundredth.
+    whole_unit = naive_tiles(whole.unit(), tiles, index)[0].double()
+    noise = []
+    n = view.data.shape[-1]
+    for item in range(60):
+        for top in range(0, view.data.shape[2], n):
+            gone = dropped[item, :, top, 0]
+            if gone.any():
+                (kept,) = (~gone).nonzero()[:, 0].tolist()
+                deviation = whole_unit[item, kept, top : top + n].std(correction=0)
+                made = view.data[item, gone, top : top + n].double()
+                scale = torch.tensor(STD, dtype=torch.float64)[gone][:, None, None]
+                noise.append((made * scale / deviation.clamp_min(1e-9) / 0.01).reshape(2, -1))
+    values = torch.cat(noise, dim=1)
+    m = values.numel()
+    assert m > 3000
+    assert (values != 0).all()
+    assert abs(values.mean()) < 4 / m**0.5
+    assert abs(values.var() - 1) < 4 * (2 / m) ** 0.5
+    assert abs((values[0] * values[1]).mean()) < 4.5 / (m / 2) ** 0.5
+    first, second = noise[0], noise[1]
+    assert not torch.allclose(first, second), "two tiles have noise of their own"
+
+
+def test_dropped_colours_are_not_for_bytes() -> None:
+    dropping = replace(LIGHT, tiles=replace(PUZZLE, drop=0.5))
+    with pytest.raises(ValueError, match=r"dropped colours .* uint8 would clip"):
+        make(dropping, output="uint8")
+    first, second = make_plan(Plan(main=(dropping, LIGHT)), output="uint8").main
+    assert (first.data.dtype, second.data.dtype) == (torch.float32, torch.uint8)
+    assert torch.equal(first.data, make(dropping).data)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_batches_change_no_bit_of_tiles(threads: int) -> None:
+    recipe = replace(EVERYTHING, tiles=replace(PUZZLE, drop=0.5))
+    alone = make(recipe)
+    assert torch.isfinite(alone.data).all()
+    with ThreadPoolExecutor(threads) as pool:
+        assert torch.equal(make(recipe, pool=pool).data, alone.data)
+    assert torch.equal(make(recipe, [6, 2]).data, alone.data[[6, 2]])
+    assert make(recipe, []).data.shape == (0, 3, 6 * 7, 7)
+    half = make(recipe, output="bfloat16").data
+    assert torch.equal(half.view(torch.int16), alone.data.to(torch.bfloat16).view(torch.int16))
+
+
+def test_tiles_are_a_views_own() -> None:
+    plan = Plan(main=(SIMCLR, Augmentation(tiles=PUZZLE, same_as=0)), pairs="order")
+    views = make_plan(plan)
+    assert views.pairing == "order"
+    whole, cut = views.main
+    assert torch.equal(cut.data, naive_tiles(whole.data, PUZZLE, INDEX, view=1)[0])
+
+
+def test_memory_for_tiles_that_is_not_contiguous_is_refused() -> None:
+    params = draw(PIXELS, LIGHT, view=0, geometry=0, seed=2, epoch=1, index=INDEX)
+    cut = random_tiles(PUZZLE, 32, 2, 1, INDEX, 0)
+    out = np.empty((7, 2 * 42, 7, 3), dtype=np.float32)[:, ::2]
+    with pytest.raises(ValueError, match="contiguous: False"):
+        render(PIXELS, params, LIGHT, view=0, seed=2, epoch=1, index=INDEX, mean=MEAN, std=STD,
+               out=out, cut=cut)  # fmt: skip
+
+
 def make_plan(plan: Plan, **changed: Any):
     arguments: dict[str, Any] = {"seed": 2, "epoch": 1, "step": 9, "image_size": 32}
     arguments |= {"index": INDEX, "mean": MEAN, "std": STD}
@@ -403,9 +526,11 @@ def test_no_index_leaves_its_array_and_other_processors_give_the_same_bits(
         "for side in (1, 2, 7, 32, 224):\n"
         "    for output in ('float32', 'bfloat16', 'uint8'):\n"
         "        recipe = tests['EVERYTHING' if output != 'uint8' else 'QUIET']\n"
-        "        data = tests['make'](recipe, image_size=side, output=output).data\n"
-        "        data = data.permute(0, 2, 3, 1).view(torch.uint8)\n"
-        "        print(hashlib.sha256(data.numpy().tobytes()).hexdigest())\n"
+        "        for tiles in (None, tests['PUZZLE'] if side > 6 else None):\n"
+        "            cut = tests['replace'](recipe, tiles=tiles)\n"
+        "            data = tests['make'](cut, image_size=side, output=output).data\n"
+        "            data = data.permute(0, 2, 3, 1).view(torch.uint8)\n"
+        "            print(hashlib.sha256(data.numpy().tobytes()).hexdigest())\n"
     )
     hashes = []
     for number, changed in enumerate(({}, settings)):
@@ -417,8 +542,45 @@ def test_no_index_leaves_its_array_and_other_processors_give_the_same_bits(
             text=True,
         )
         hashes.append(done.stdout.split())
-    assert len(hashes[0]) == 15
+    assert len(hashes[0]) == 30
     assert hashes[0] == hashes[1]
+
+
+def test_tokens_are_views_with_masks_of_what_is_there() -> None:
+    tokens = np.random.default_rng(0).integers(0, 9, (40, 20)).astype(np.int16)
+    tokens[7, 12:] = -1
+    masking = Masking(grid=(1, 20), ratio=0.4)
+    plan = Plan(main=(replace(WHOLE, mask=masking), WHOLE), pairs="itself", kind="tokens")
+    index = np.arange(40)
+    made = make_tokens(tokens, plan, seed=1, epoch=2, step=3, index=index)
+    view, plain = made.main
+    assert (made.step, made.pairing, made.index.tolist()) == (3, "itself", index.tolist())
+    assert view.data.dtype == torch.int64
+    assert view.data.tolist() == tokens.tolist()
+    assert view.length is not None
+    assert view.length.tolist() == [12 if i == 7 else 20 for i in range(40)]
+    assert view.mask is not None
+    drawn = random_mask(masking, 1, 2, index, 0).hidden
+    drawn[7, :, 12:] = False
+    assert torch.equal(view.mask.hidden, drawn)
+    assert plain.mask is None
+    rows = make_tokens(tokens[5:9], plan, seed=1, epoch=2, step=3, index=index[5:9]).main[0]
+    assert rows.mask is not None
+    assert torch.equal(rows.mask.hidden, drawn[5:9])
+    other = make_tokens(tokens[8:], plan, seed=1, epoch=3, step=3, index=index[8:]).main[0]
+    assert other.length is None
+    assert other.mask is not None
+    assert not torch.equal(other.mask.hidden, drawn[8:])
+
+
+def test_tokens_are_not_cropped_and_masks_fit_them() -> None:
+    tokens, index = np.zeros((2, 6), np.int64), np.arange(2)
+    how = {"seed": 0, "epoch": 0, "step": 0, "index": index}
+    with pytest.raises(ValueError, match="crops or colours, which tokens cannot be"):
+        make_tokens(tokens, two_views(LIGHT), **how)
+    plan = Plan(main=(replace(WHOLE, mask=Masking(grid=(1, 5))),), kind="tokens")
+    with pytest.raises(ValueError, match="mask is of 1 x 5 places, and sequences have 6 tokens"):
+        make_tokens(tokens, plan, **how)
 
 
 def test_empty_batch() -> None:

@@ -275,6 +275,38 @@ def test_turns_and_every_other_turn() -> None:
         assert ((other_y >= 0) & (other_y < 4)).all()
 
 
+def test_orders_and_another_order_of_the_batch() -> None:
+    order = torch.stack([torch.randperm(4, generator=torch.Generator().manual_seed(i % 5))
+                         for i in range(30)])  # fmt: skip
+    one = a_view(30)
+    assert one.made is not None
+    view = dataclasses.replace(one, made=dataclasses.replace(one.made, order=order))
+    whole = Views((view,), torch.arange(30), pairing="order")
+    ((x, y),) = whole.pairs()
+    assert x is view
+    assert isinstance(y, Tensor)
+    assert torch.equal(y, order)
+    answers, right = whole.answers(y)
+    known = {tuple(row) for row in order.tolist()}
+    assert sorted(map(tuple, answers.tolist())) == sorted(known)
+    assert torch.equal(answers[right], order)
+    ((x, other),) = whole.mismatched()
+    assert x is view
+    assert isinstance(other, Tensor)
+    assert (other != order).any(dim=1).all()
+    assert {tuple(row) for row in other.tolist()} == known
+    # With one order only there is no other: nothing to compare, and no error.
+    same = whole.take(torch.arange(0, 30, 5))
+    ((_, only),) = same.mismatched()
+    assert isinstance(only, Tensor)
+    assert torch.equal(only, order[::5])
+
+
+def test_a_view_without_tiles_says_so() -> None:
+    with pytest.raises(ValueError, match="has no tiles"):
+        View(torch.zeros(2, 3, 4, 4)).tiles()
+
+
 def test_alone_there_is_no_x_and_the_contrast_is_off_the_manifold() -> None:
     whole = views(1, pairing="alone", step=3)
     ((x, y),) = whole.pairs()

@@ -1,13 +1,13 @@
 """Vectors of every image of a source."""
 
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erg.data.ahead import ahead
 from erg.data.loader import Images
@@ -15,6 +15,7 @@ from erg.data.manifest import Manifest, Row, default_threads, look_at, manifest_
 from erg.data.source import Source, open_source
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
+from erg.train.checkpoint import state_hash
 from erg.train.features import features, whole_images
 from erg.train.fit import Fitted, InMemory, open_items
 from erg.views.types import View, Views
@@ -33,6 +34,7 @@ class Opened:
         rows: readable rows.
         labels: class number by row of the manifest, -1 for none.
         classes: names of the classes.
+        known: vectors of all rows [n d] made before, by `state_hash` of what made them.
     """
 
     images: Images | np.ndarray
@@ -40,12 +42,15 @@ class Opened:
     rows: np.ndarray
     labels: np.ndarray | None
     classes: tuple[str, ...]
+    known: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def open_for(
     encoder: Encoder, data: Any, *, label: str | None = None, progress: Count | None = None
 ) -> Opened:
     """Open any data at the sharpness an encoder wants, in memory where it fits."""
+    if isinstance(data, Opened):
+        return data
     source = data if isinstance(data, Source) else open_source(data, label=label)
     manifest, images = open_items(
         source, short_side=max(64, 2 * encoder.image_size), progress=progress
@@ -56,7 +61,7 @@ def open_for(
 
 def vectors_of(
     embed: Callable[[Tensor], Tensor],
-    module: torch.nn.Module,
+    module: nn.Module,
     encoder: Encoder,
     opened: Opened,
     rows: np.ndarray,
@@ -66,12 +71,57 @@ def vectors_of(
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """`embed` of given rows [n d], each seen whole, exactly once, in order."""
+    known = opened.known.get(state_hash(module)) if opened.known else None
+    if known is not None:
+        return known[rows]
     views = whole_images(
         opened.images, rows, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std,
         threads=threads,
     )  # fmt: skip
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = device_of(module)
     return features(embed, module, views, device=device, autocast=autocast, progress=progress)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What turns images into vectors.
+
+    Args:
+        name: for whoever reads the vectors.
+        module: put into evaluation mode meanwhile; its device is used.
+        encoder: whose size, mean and deviation the images take.
+        embed: normalised data to vectors.
+        autocast: half-precision type to compute in.
+    """
+
+    name: str
+    module: nn.Module
+    encoder: Encoder
+    embed: Callable[[Tensor], Tensor]
+    autocast: torch.dtype | None = None
+
+
+def embedder(model: Fitted | Path | str, device: torch.device | None = None) -> Embedder:
+    """A trained run, or the encoder of a folder, as something to embed with.
+
+    Args:
+        model: a trained run, or a folder with an encoder (an export, or encoder/ of a run).
+        device: where the folder's encoder is put; None for the CPU.
+
+    Raises:
+        ValueError: the folder holds no encoder of ours.
+    """
+    if not isinstance(model, Fitted):
+        encoder = load_encoder(Path(model)).to(device or torch.device("cpu"))
+        return Embedder(encoder.name, encoder, encoder, encoder)
+    method, run = model.method, model.run
+    autocast = run.autocast(device_of(method))
+    return Embedder(f"{run.method} {run.encoder}", method, method.encoder, method.encode, autocast)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are; the CPU where it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def embed(
@@ -82,7 +132,7 @@ def embed(
     max_skipped: float = 0.2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
-    """Every readable image of `data` as a vector, in one pass: memory does not grow with the set.
+    """Every readable image of `data` as a vector, in one pass: memory holds vectors, no images.
 
     Args:
         model: a trained run, or a folder with an encoder (an export, or encoder/ of a run).
@@ -94,13 +144,7 @@ def embed(
     Raises:
         ValueError: the model or the data cannot be used.
     """
-    if isinstance(model, Fitted):
-        module, encoder, call = model.method, model.method.encoder, model.method.encode
-        autocast = model.run.autocast(next(module.parameters()).device)
-        name = f"{model.run.method} {model.run.encoder}"
-    else:
-        module = encoder = load_encoder(Path(model))
-        call, autocast, name = encoder, None, encoder.name
+    made = embedder(model)
     source = data if isinstance(data, Source) else open_source(data, label=label)
     done = 0
 
@@ -110,26 +154,61 @@ def embed(
         if progress is not None:
             progress(done, len(source))
 
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    rows, found = in_one_pass(made, source, range(len(source)), count)
+    manifest_of(source, rows, max_skipped=max_skipped)
+    return with_rows(found, rows, range(len(source)), label is not None, origin(made, data))
+
+
+def origin(model: Embedder, data: Any) -> dict[str, Any]:
+    """What is kept beside vectors of where they came from."""
+    return {"model": model.name, "image_size": model.encoder.image_size, "data": str(data)[:200]}
+
+
+def in_one_pass(
+    model: Embedder, source: Source, items: Sequence[int], count: Callable[[int], None]
+) -> tuple[list[Row], np.ndarray]:
+    """What the manifest says of some items, and vectors [n d] of the readable ones.
+
+    Args:
+        model: to embed with.
+        source: of the items.
+        items: their numbers.
+        count: called with the number of vectors made since it was last called.
+    """
     rows: list[Row] = []
+    device = device_of(model.module)
     vectors = features(
-        call, module, _as_they_come(source, encoder, rows, device), device=device,
-        autocast=autocast, progress=count,
+        model.embed, model.module, _as_they_come(source, items, model.encoder, rows, device),
+        device=device, autocast=model.autocast, progress=count,
     )  # fmt: skip
-    manifest = manifest_of(source, rows, max_skipped=max_skipped)
-    labels = None
-    if label is not None:
-        codes, classes = manifest.labels
-        labels = np.array([*classes, ""])[codes[manifest.ok]]
-    paths = [manifest.paths[i] for i in manifest.ok]
-    origin = {"model": name, "image_size": encoder.image_size, "data": str(data)[:200]}
-    return Embeddings(vectors, manifest.ok, labels, origin, paths)
+    return rows, vectors
+
+
+def with_rows(
+    vectors: np.ndarray,
+    rows: Sequence[Row],
+    items: Sequence[int],
+    labelled: bool,
+    origin: dict[str, Any],
+) -> Embeddings:
+    """Vectors of the readable ones of these rows, which are those of these items."""
+    ok = [(item, row) for item, row in zip(items, rows, strict=True) if row.status == "ok"]
+    ids = np.array([item for item, _ in ok], dtype=np.int64)
+    labels = np.array([row.label or "" for _, row in ok], dtype=np.str_) if labelled else None
+    if not ok:  # the width is not known, and none is not allowed
+        vectors = np.zeros((0, 1), dtype=np.float32)
+    return Embeddings(vectors, ids, labels, origin, [row.path for _, row in ok])
 
 
 def _as_they_come(
-    source: Source, encoder: Encoder, rows: list[Row], device: torch.device, batch: int = 256
+    source: Source,
+    items: Sequence[int],
+    encoder: Encoder,
+    rows: list[Row],
+    device: torch.device,
+    batch: int = 256,
 ) -> Iterator[Views]:
-    """Every readable item whole, in batches in order; `rows` is filled on the way.
+    """Every readable one of some items whole, in batches in order; `rows` is filled on the way.
 
     For an accelerator the next batches are decoded meanwhile. On a CPU decoding and the encoder
     take turns, each with all cores.
@@ -138,9 +217,8 @@ def _as_they_come(
     def read() -> Generator[tuple[list[int], list[np.ndarray]], None, None]:
         numbers: list[int] = []
         held: list[np.ndarray] = []
-        for i, (row, item) in enumerate(
-            look_at(source, short_side=max(64, 2 * encoder.image_size))
-        ):
+        looked = look_at(source, short_side=max(64, 2 * encoder.image_size), items=items)
+        for i, (row, item) in zip(items, looked, strict=True):
             rows.append(row)
             if item is None:
                 continue

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from erg.durable import write_atomically
+from erg.durable import read_json, write_atomically
 from erg.encoders import load_encoder, save_encoder
 
 MODEL = '''"""The exported encoder in plain torch: model.safetensors is all it needs.
@@ -96,6 +96,10 @@ def export(run: Path, out: Path) -> Path:
     if not (run / "encoder" / "model.safetensors").is_file():
         raise ValueError(f"{run} has no trained encoder yet. Finish the run first, with --resume.")
     encoder = load_encoder(run / "encoder")
+    if not encoder.exportable and encoder.name not in CODE:
+        raise ValueError(
+            f"{encoder.name} has no form without erg. Use {run}/encoder with erg.load_encoder."
+        )
     save_encoder(encoder, out)
     if not encoder.exportable:
         values = {**encoder.arguments, "image_size": encoder.image_size}
@@ -120,10 +124,10 @@ def export(run: Path, out: Path) -> Path:
 
 def card(run: Path, timm_loads_it: bool) -> str:
     """The model card: what it was trained on and how, how well it does, how to load it."""
-    told: dict[str, Any] = json.loads((run / "run.json").read_text())
+    told = read_json(run / "run.json")
     scores: dict[str, Any] = {}
     if (run / "scores.json").exists():
-        scores = json.loads((run / "scores.json").read_text())
+        scores = read_json(run / "scores.json")
     lines = [
         "---", "library_name: timm" if timm_loads_it else "library_name: torch", "---", "",
         f"# {told['encoder']} trained with {told['method']}", "",

@@ -1,6 +1,7 @@
 """What the page shows: thumbnails, a map, neighbours, the views the method saw, energies."""
 
 import json
+import math
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from erg.explore.project import project
 from erg.train.fit import Fitted
 from erg.train.health import HELD_EPOCH, record_energies
 from erg.views.pixels import Pixels
-from erg.views.types import Views
+from erg.views.types import View, Views
 
 THUMB, SHEET_COLUMNS = 48, 40
 VIEW = 96
@@ -104,6 +105,19 @@ def _map(folder: Path, opened: Opened, rows: np.ndarray, vectors: np.ndarray) ->
         write_atomically(folder / "neighbours.json", text.encode())
 
 
+def _as_cut(view: View, i: int) -> torch.Tensor:
+    """Image i of a view; if it is cut into tiles, they are laid out in the order they stand in."""
+    image = view.unit()[i].float()
+    if view.made is None or view.made.order is None:
+        return image
+    side = image.shape[2]
+    tiles = image.unflatten(1, (-1, side))  # [c p t t]
+    rows = math.isqrt(tiles.shape[1] - 1) + 1
+    empty = rows * rows - tiles.shape[1]
+    tiles = torch.nn.functional.pad(tiles, (0, 0, 0, 0, 0, empty))
+    return tiles.unflatten(1, (rows, rows)).permute(0, 1, 3, 2, 4).reshape(3, rows * side, -1)
+
+
 def _views(folder: Path, fitted: Fitted, opened: Opened, views: Views, rows: np.ndarray) -> None:
     pixels = opened.images.pixels(rows)  # type: ignore[union-attr]
     made = [*views.main, *views.local]
@@ -116,7 +130,7 @@ def _views(folder: Path, fitted: Fitted, opened: Opened, views: Views, rows: np.
     for i in range(len(rows)):
         cells.append(_square(pixels, i, VIEW))
         for view in made:
-            image = view.unit()[i].float()
+            image = _as_cut(view, i)
             if view.mask is not None:
                 image = image * _visible(view.mask.hidden[i], view.mask.grid, image.shape[-1])
             array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,11 @@ import tyro
 
 
 def main(arguments: Sequence[str]) -> int:
-    return tyro.cli(evaluate, args=list(arguments), prog="erg evaluate")
+    return evaluate(tyro.cli(Options, args=list(arguments), prog="erg evaluate"), list(arguments))
 
 
-def evaluate(
-    run: Path,
-    data: str | None = None,
-    /,
-    *,
-    label: str | None = None,
-    test: str | None = None,
-    method: str | None = None,
-) -> int:
+@dataclass(frozen=True)
+class Options:
     """Compare a run's encoder with itself before training, PCA and raw pixels.
 
     With labels: 20- and 200-nearest neighbours, linear probe, clusters. Without: how often an
@@ -32,20 +26,63 @@ def evaluate(
         label: where labels are found: a parquet column, or `folder`.
         test: images to test on; without, data are split 80 / 20 by content.
         method: repeats a method given by path, which is code.
+        devices: processes on this machine that share the embedding, and go on where it stopped;
+            under torchrun or SLURM those it started.
     """
+
+    run: tyro.conf.Positional[Path]
+    data: tyro.conf.Positional[str | None] = None
+    label: str | None = None
+    test: str | None = None
+    method: str | None = None
+    devices: int = 1
+
+
+def evaluate(options: Options, arguments: list[str]) -> int:
+    """Carry out the command; the exit code."""
+    from erg.train.launch import in_group, relaunch
+
+    if options.devices > 1 and not in_group():
+        return relaunch(["evaluate", *arguments], options.devices)
     from erg.apply.scores import score
     from erg.commands.show import tell
     from erg.durable import write_atomically
     from erg.train.fit import load
 
-    fitted = load(run, method=method)
-    chosen = data if data is not None else fitted.run.data
-    if not chosen:
+    fitted = load(options.run, method=options.method)
+    data = options.data if options.data is not None else fitted.run.data
+    if not data:
         raise ValueError("the run was made from data in memory. Name the data to evaluate on.")
-    scores = score(fitted, chosen, label=label, test=test, tell=tell)
-    write_atomically(run / "scores.json", json.dumps(scores).encode())
+    sets: dict[str, Any] = {"data": data}
+    if options.test is not None:
+        sets["test"] = options.test
+    if in_group():
+        opened = _with_others(fitted, sets, options.label)
+        if opened is None:
+            return 0
+        sets = opened
+    test = sets.get("test")
+    scores = score(fitted, sets["data"], label=options.label, test=test, tell=tell)
+    scores |= {"data": data[:200], "test": options.test}
+    write_atomically(options.run / "scores.json", json.dumps(scores).encode())
     print_scores(scores)
     return 0
+
+
+def _with_others(fitted: Any, sets: dict[str, Any], label: str | None) -> dict[str, Any] | None:
+    """The data with their vectors, which all processes made; None for all but the first."""
+    import torch
+
+    from erg.apply.parts import Shared
+    from erg.commands.show import counting, tell
+    from erg.encoders import load_encoder
+    from erg.train.loop import join
+
+    join(torch.device("cpu"))
+    start = load_encoder(fitted.folder / "encoder_start")
+    with counting("Embedding") as progress:
+        shared = Shared(fitted, start, fitted.folder / "vectors")
+        return shared.open(sets, label=label, tell=tell, progress=progress)
 
 
 def print_scores(scores: dict[str, Any]) -> None:

@@ -46,10 +46,10 @@ class Options:
     those of the encoder: --encoder conv --encoder.width 32.
 
     Args:
-        data: a folder, image, zip, tar, parquet or .npy file, or synthetic:N.
+        data: a folder, image, zip, tar, parquet, .npy or .txt file, or synthetic:N.
         out: the run folder; runs/METHOD-N if not given.
         method: a name (see erg methods), or path/to/file.py:ClassName.
-        encoder: any timm architecture, or pixels, identity, mlp, conv.
+        encoder: any timm architecture, or pixels, identity, mlp, sequence, conv.
         image_size: side of the encoder's input [pixels].
         init: weights to start from: a timm tag, `pretrained`, a .safetensors file or a folder.
         batch: images per step.
@@ -68,7 +68,8 @@ class Options:
         device: cpu, cuda or mps; chosen if not given.
         devices: processes on this machine.
         nodes: machines; start the same command on each under torchrun or SLURM.
-        strategy: how processes share the work.
+        strategy: how processes share the work: ddp, each with the whole method, or fsdp, each with
+            a share of every parameter of a ViT or RegNet.
         resume: a run folder to go on with.
         from_: a run.json to repeat.
         dry_run: open 64 images, do one step, print what the run would need, and stop.
@@ -98,7 +99,7 @@ class Options:
     device: str | None = None
     devices: int = 1
     nodes: int = 1
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     resume: Path | None = None
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     dry_run: bool = False
@@ -140,8 +141,9 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
 def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
     """The Run, why it is as it is, and the opened source."""
     from erg.data.source import open_source
+    from erg.durable import read_json
     from erg.recipes.default import default
-    from erg.train.folder import RunFolder, read_json
+    from erg.train.folder import RunFolder
     from erg.train.run import Optimiser, Run
 
     if options.resume is not None or options.from_ is not None:
@@ -186,7 +188,9 @@ def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
         changes["name"] = options.optimiser
     if options.weight_decay is not None:
         changes["weight_decay"] = options.weight_decay
-    run = replace(run, optimiser=replace(run.optimiser, **changes))
+    run = replace(
+        run, optimiser=replace(run.optimiser, **changes), strategy=options.strategy
+    )
     assert isinstance(run, Run)
     assert isinstance(run.optimiser, Optimiser)
     return run, [source.describe(), *why], source
@@ -198,6 +202,7 @@ def look(source: Any) -> Any:
     import torch
 
     from erg.data.source import DataError
+    from erg.data.tables import Tokens
     from erg.recipes.default import Seen
 
     n = len(source)
@@ -208,7 +213,9 @@ def look(source: Any) -> Any:
         except ValueError:
             continue
         if source.kind == "array":
-            return Seen(n, 1, torch.cuda.is_available(), vectors=int(np.size(item)))
+            words = source.vocabulary if isinstance(source, Tokens) else 0
+            wide = int(np.size(item))
+            return Seen(n, 1, torch.cuda.is_available(), vectors=wide, vocabulary=words)
         sides.append(min(item.shape[:2]))
     if not sides:
         raise DataError(

@@ -1,29 +1,35 @@
-"""Images inside a zip or an uncompressed tar, read in place.
+"""Images inside zips and uncompressed tars, read in place: one archive, or shards of many.
 
-Nothing is ever extracted, so a member called `../../etc/passwd` is a name and nothing more.
+Nothing is ever extracted, so a member called `../../etc/passwd` is a name and nothing more. The
+index is built once, when the archive is opened, and takes about 50 bytes and its name a member.
 """
 
-import os
 import stat
 import struct
 import tarfile
-import threading
-import weakref
 import zipfile
 import zlib
-from pathlib import Path
-from typing import NamedTuple
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from erg.data.decode import MAX_BYTES, UnreadableImage
+from erg.data.places import Modest, Place
 from erg.data.source import (
     DataError,
     Item,
     Source,
+    Spec,
     check_folder_label,
     folder_label,
     is_image_name,
     printable,
 )
+
+ARCHIVES = (".zip", ".tar")
+"""Endings of archives that are opened."""
 
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".parquet")
 
@@ -36,7 +42,7 @@ class Member(NamedTuple):
         start: where it starts [bytes]: in a zip its local header, in a tar its content.
         packed: its size in the archive [bytes].
         size: its size unpacked [bytes].
-        checksum: CRC-32 of the content; None where the archive has none.
+        checksum: CRC-32 of the content; -1 where the archive has none.
         deflated: whether it is compressed.
         refused: why it is not read; empty if it is.
     """
@@ -45,132 +51,177 @@ class Member(NamedTuple):
     start: int
     packed: int
     size: int
-    checksum: int | None = None
+    checksum: int = -1
     deflated: bool = False
     refused: str = ""
 
 
-class Archive(Source):
-    """Images in a zip or tar.
+class Index:
+    """Members of archives one after another, as columns of numbers: objects would take ten times
+    the memory."""
 
-    Args:
-        path: the archive.
-        members: in the order of their names.
-        labelled: whether the folder a member lies in is its label.
-        is_zip: whether `start` is that of a local header.
-    """
+    def __init__(self) -> None:
+        self._names = bytearray()
+        self._reasons: list[str] = [""]
+        # End of the name, then `Member` from start to checksum, then deflated and the reason.
+        self._columns = [array("q") for _ in range(5)] + [array("b"), array("i")]
+        self.ends = np.zeros(1, dtype=np.int64)
 
-    def __init__(self, path: Path, members: list[Member], *, labelled: bool, is_zip: bool) -> None:
-        self.file, self.members, self.labelled, self.is_zip = path, members, labelled, is_zip
-        self.spec = str(path)
-        # One handle for all threads: reading at a position moves no shared file pointer.
-        self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self.lock = threading.Lock()
-        weakref.finalize(self, os.close, self.handle)
+    def append(self, members: Sequence[Member]) -> None:
+        """The members of the next archive, in their order."""
+        for name, start, packed, size, checksum, deflated, refused in members:
+            self._names += name.encode("utf-8", "surrogatepass")
+            if refused not in self._reasons:
+                self._reasons.append(refused)
+            reason = self._reasons.index(refused)
+            values = (len(self._names), start, packed, size, checksum, deflated, reason)
+            for column, value in zip(self._columns, values, strict=True):
+                column.append(value)
+        self.ends = np.append(self.ends, len(self))
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self._columns[0])
+
+    def __getitem__(self, i: int) -> Member:
+        end, start, packed, size, checksum, deflated, reason = (c[i] for c in self._columns)
+        name = self._names[self._columns[0][i - 1] if i else 0 : end]
+        return Member(
+            name.decode("utf-8", "surrogatepass"), start, packed, size, checksum, bool(deflated),
+            self._reasons[reason],
+        )  # fmt: skip
+
+    def archive_of(self, i: int) -> int:
+        """Which archive a member is in."""
+        return int(np.searchsorted(self.ends, i, side="right")) - 1
+
+
+class Archives(Source):
+    """Images in zips and tars.
+
+    Args:
+        places: of the archives, in order.
+        spec: what `open_source` opens again.
+        label: `folder` for the folder a member lies in; None for no labels.
+
+    Raises:
+        DataError: one is no archive that can be read, or they hold no image.
+    """
+
+    def __init__(self, places: Sequence[Place], spec: Spec, label: str | None) -> None:
+        self.places, self.spec = places, spec
+        what = printable(places[0].name) if len(places) == 1 else f"{len(places)} archives"
+        self.what, self.labelled = what, check_folder_label(label, what)
+        self.index = Index()
+        for place in places:
+            self.index.append(_members(place))
+        if not len(self.index):
+            raise DataError(
+                f"{what} holds no image file. Give an archive of images; their endings decide."
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
 
     def path(self, i: int) -> str:
-        return printable(self.members[i].name)
+        name = printable(self.index[i].name)
+        if len(self.places) == 1:
+            return name
+        return f"{printable(self.places[self.index.archive_of(i)].name)}/{name}"
 
     def item(self, i: int) -> Item:
-        member = self.members[i]
+        member, place = self.index[i], self.places[self.index.archive_of(i)]
         if member.refused:
             raise UnreadableImage(member.refused)
         most = max(member.size, member.packed)
         if most > MAX_BYTES:
             raise UnreadableImage(f"{most:,} bytes are more than the limit of {MAX_BYTES:,}.")
-        data = self._read(self._content_start(member), member.packed)
+        start = _content_start(place, member) if _is_zip(place) else member.start
+        data = place.read(start, member.packed)
         if member.deflated:
             try:  # never more than the archive's own index says
                 data = zlib.decompressobj(-15).decompress(data, member.size + 1)
             except zlib.error as error:
                 raise UnreadableImage("The member of the archive is damaged.") from error
-        damaged = member.checksum is not None and zlib.crc32(data) != member.checksum
+        damaged = member.checksum >= 0 and zlib.crc32(data) != member.checksum
         if len(data) != member.size or damaged:
             raise UnreadableImage("The member of the archive is damaged.")
         return data
 
-    def _content_start(self, member: Member) -> int:
-        if not self.is_zip:
-            return member.start
-        header = self._read(member.start, 30)
-        if len(header) < 30 or header[:4] != b"PK\3\4":
-            raise UnreadableImage("The member of the archive is damaged.")
-        return member.start + 30 + sum(struct.unpack("<HH", header[26:30]))
-
-    def _read(self, start: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self.handle, size, start)
-        with self.lock:  # Windows
-            os.lseek(self.handle, start, os.SEEK_SET)
-            return os.read(self.handle, size)
-
     def offset(self, i: int) -> int:
-        return self.members[i].start
+        return self.index[i].start
 
     def label(self, i: int) -> str | None:
-        return folder_label(self.members[i].name) if self.labelled else None
+        return folder_label(self.index[i].name) if self.labelled else None
 
     def describe(self) -> str:
-        return f"{len(self):,} images in {printable(self.file.name)}"
+        return f"{len(self):,} images in {self.what}"
 
 
-def open_zip(path: Path, label: str | None) -> Archive:
-    """A zip, its members found through its index.
+def is_archive_name(name: str) -> bool:
+    """Whether a file is taken for an archive that is opened, by its ending."""
+    return name.lower().endswith(ARCHIVES)
 
-    Raises:
-        DataError: it is no zip that can be read, or holds no image.
-    """
+
+def _is_zip(place: Place) -> bool:
+    return place.name.lower().endswith(".zip")
+
+
+def _content_start(place: Place, member: Member) -> int:
+    header = place.read(member.start, 30)
+    if len(header) < 30 or header[:4] != b"PK\3\4":
+        raise UnreadableImage("The member of the archive is damaged.")
+    return member.start + 30 + sum(struct.unpack("<HH", header[26:30]))
+
+
+def _members(place: Place) -> list[Member]:
+    """Images of an archive in the order of their names: of a zip from its index, of a tar by
+    walking its headers."""
+    walk = _of_zip if _is_zip(place) else _of_tar
     try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if _wanted(info.filename)]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _unusable(path, error) from error
-    return _archive(path, [_zip_member(info) for info in infos], label, is_zip=True)
+        return sorted(walk(place), key=lambda member: member.name)
+    except (
+        zipfile.BadZipFile, tarfile.TarError, OSError, ValueError, EOFError, NotImplementedError
+    ) as error:  # fmt: skip
+        raise DataError(
+            f"{printable(place.name)} is no archive that can be read ({error}). Check that it is "
+            "complete, or pack it again as .zip or uncompressed .tar."
+        ) from error
 
 
-def _zip_member(info: zipfile.ZipInfo) -> Member:
-    refused = _nested(info.filename)
-    if info.flag_bits & 1:
-        refused = "The member of the archive is encrypted."
-    elif stat.S_ISLNK(info.external_attr >> 16):
-        refused = "It is a link inside an archive."
-    elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        refused = f"Its compression in the archive (method {info.compress_type}) is not read."
-    return Member(
-        info.filename,
-        info.header_offset,
-        info.compress_size,
-        info.file_size,
-        info.CRC,
-        info.compress_type == zipfile.ZIP_DEFLATED,
-        refused,
-    )
+def _of_zip(place: Place) -> Iterator[Member]:
+    with place.open() as stream, zipfile.ZipFile(stream) as archive:
+        for info in archive.infolist():
+            if not _wanted(info.filename):
+                continue
+            refused = _nested(info.filename)
+            if info.flag_bits & 1:
+                refused = "The member of the archive is encrypted."
+            elif stat.S_ISLNK(info.external_attr >> 16):
+                refused = "It is a link inside an archive."
+            elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                refused = (
+                    f"Its compression in the archive (method {info.compress_type}) is not read."
+                )
+            deflated = info.compress_type == zipfile.ZIP_DEFLATED
+            yield Member(
+                info.filename, info.header_offset, info.compress_size, info.file_size, info.CRC,
+                deflated, refused,
+            )  # fmt: skip
 
 
-def open_tar(path: Path, label: str | None) -> Archive:
-    """An uncompressed tar, its members found by walking their headers once.
-
-    Raises:
-        DataError: it is no such tar, or holds no image.
-    """
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = [_tar_member(info) for info in archive if _wanted(info.name)]
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise _unusable(path, error) from error
-    return _archive(path, members, label, is_zip=False)
-
-
-def _tar_member(info: tarfile.TarInfo) -> Member:
-    refused = _nested(info.name)
-    if not info.isreg():
-        refused = "It is a link, a device or a folder inside an archive."
-    elif info.issparse():
-        refused = "It is a sparse file inside an archive."
-    return Member(info.name, info.offset_data, info.size, info.size, refused=refused)
+def _of_tar(place: Place) -> Iterator[Member]:
+    with place.open() as stream, tarfile.open(fileobj=Modest(stream), mode="r:") as opened:
+        archive: Any = opened
+        for info in opened:
+            archive.members = []  # it would keep all of them
+            if not _wanted(info.name):
+                continue
+            refused = _nested(info.name)
+            if not info.isreg():
+                refused = "It is a link, a device or a folder inside an archive."
+            elif info.issparse():
+                refused = "It is a sparse file inside an archive."
+            yield Member(info.name, info.offset_data, info.size, info.size, refused=refused)
 
 
 def _wanted(name: str) -> bool:
@@ -185,22 +236,3 @@ def _inert(name: str) -> str:
 
 def _nested(name: str) -> str:
     return "It is an archive inside an archive." if name.lower().endswith(_NESTED) else ""
-
-
-def _unusable(path: Path, error: Exception) -> DataError:
-    name = printable(path.name)
-    return DataError(
-        f"{name} is no archive that can be read ({error}). Check that it is complete, or pack it "
-        "again as .zip or uncompressed .tar."
-    )
-
-
-def _archive(path: Path, members: list[Member], label: str | None, *, is_zip: bool) -> Archive:
-    name = printable(path.name)
-    labelled = check_folder_label(label, name)
-    if not members:
-        raise DataError(
-            f"{name} holds no image file. Give an archive of images; their endings decide."
-        )
-    members.sort(key=lambda member: member.name)
-    return Archive(path, members, labelled=labelled, is_zip=is_zip)

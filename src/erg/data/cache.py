@@ -28,7 +28,7 @@ from erg.data.manifest import (
     with_name,
 )
 from erg.data.source import DataError, Source, decode_item
-from erg.durable import partial_name, settle, whole_file
+from erg.durable import partial_name, read_json, settle, whole_file
 from erg.views.pixels import Pixels
 
 FORMAT = 1
@@ -340,7 +340,7 @@ def _reuse(file: Path, manifest: Manifest, short_side: int | None) -> Cache | No
     """The cache in a file; None where it is missing, damaged, or of something else."""
     expected = _about(manifest, short_side, _total(manifest, short_side))
     try:
-        about = json.loads(_sidecar(file).read_bytes())
+        about = read_json(_sidecar(file))
         checksum = about.pop("crc32")
         if about != expected or file.stat().st_size != expected["bytes"]:
             return None

@@ -16,7 +16,7 @@ from erg.data.ahead import ahead
 from erg.views.pixels import Pixels
 from erg.views.plan import Plan
 from erg.views.random import permutation
-from erg.views.render import make_views
+from erg.views.render import make_tokens, make_views
 from erg.views.types import Output, View, Views
 
 
@@ -33,7 +33,8 @@ class Loader:
     """The views of every step, in any order of asking.
 
     Args:
-        images: decoded images by row; an array [n d] of vectors for plans of kind array.
+        images: decoded images by row; an array [n d] of vectors, or of tokens if it holds signed
+            integers.
         rows: rows of the manifest to draw from.
         plan: views to make.
         batch: images per step over all processes; a smaller set shrinks it.
@@ -115,7 +116,7 @@ class Loader:
 
     def _made(self, rows: np.ndarray, epoch: int, step: int) -> Views:
         if isinstance(self.images, np.ndarray):
-            return self._vectors(self.images, rows, step)
+            return self._numbers(self.images[rows], rows, epoch, step)
         return make_views(
             self.images.pixels(rows),
             self.plan,
@@ -131,8 +132,12 @@ class Loader:
             pin=self.pin,
         )
 
-    def _vectors(self, vectors: np.ndarray, rows: np.ndarray, step: int) -> Views:
-        view = View(torch.from_numpy(np.ascontiguousarray(vectors[rows], dtype=np.float32)))
+    def _numbers(self, values: np.ndarray, rows: np.ndarray, epoch: int, step: int) -> Views:
+        if values.dtype.kind == "i":
+            return make_tokens(
+                values, self.plan, seed=self.seed, epoch=epoch, step=step, index=rows
+            )
+        view = View(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
         main = (view,) * len(self.plan.main)
         return Views(main, torch.from_numpy(rows), step=step, pairing=self.plan.pairs)
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from erg.data.decode import UnreadableImage, image_size
+from erg.data.decode import MAX_PIXELS, UnreadableImage, image_size
 from erg.data.source import DataError, Item, Source, decode_item
-from erg.durable import whole_file
+from erg.durable import open_regular, whole_file
 
 T = TypeVar("T")
 
@@ -132,17 +132,22 @@ class Manifest:
             DataError: it is no manifest of a known format.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
+
+        from erg.parquet import Table
 
         try:
-            table = pq.read_table(path)
-            known = (table.schema.metadata or {}).get(b"format") == FORMAT.encode()
-        except (pa.ArrowException, OSError, ValueError):
-            table, known = None, False
-        if table is None or not known or not table.schema.equals(_schema()):
+            with open_regular(path) as stream:
+                file = Table(stream)
+                if not file.schema.equals(_schema(), check_metadata=True):
+                    raise ValueError("its columns are others")
+                table = file.read(Row._fields)
+            _check_numbers(table)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise DataError(
-                f"{path} is no manifest of format {FORMAT}. Start a new run, which writes one."
-            )
+                f"{path} is no manifest of format {FORMAT} ({reason}). Start a new run, which "
+                "writes one."
+            ) from error
         return cls(table)
 
     def summary(self) -> str:
@@ -161,6 +166,26 @@ class Manifest:
         skipped = self._column("reason")[self._column("status") == "skipped"]
         lines += [f"{n:,} skipped: {reason}" for reason, n in Counter(skipped).most_common(10)]
         return "\n".join(lines)
+
+
+def _check_numbers(table: Any) -> None:
+    """Whether sizes are those of images or vectors: kernels trust them.
+
+    Raises:
+        ValueError: they are not, or something is missing.
+    """
+    if any(table[name].null_count for name in Row._fields if name != "label"):
+        raise ValueError("a value is missing")
+    height, width = (table[name].to_numpy().astype(np.int64) for name in ("height", "width"))
+    readable = table["status"].to_numpy() == "ok"
+    small = (height >= readable) & (width >= readable) & (height * width <= MAX_PIXELS)
+    if not small.all():
+        row = int(np.argmin(small))
+        raise ValueError(f"row {row} is {height[row]} x {width[row]} pixels")
+    if not (
+        table["offset"].to_numpy().min(initial=0) >= 0 <= table["size"].to_numpy().min(initial=0)
+    ):
+        raise ValueError("an offset or a size is negative")
 
 
 def _schema() -> Any:
@@ -219,6 +244,7 @@ def look_at(
     decode: bool = True,
     short_side: int | None = None,
     keep: bool = True,
+    items: Sequence[int] | None = None,
 ) -> Iterator[tuple[Row, np.ndarray | None]]:
     """What the manifest says of every item, in order, with its pixels if they are to be kept.
 
@@ -228,13 +254,14 @@ def look_at(
         decode: as in `build_manifest`.
         short_side: as in `build_manifest`.
         keep: whether pixels come along; None for an item that is skipped.
+        items: numbers of those to look at; None for all.
     """
 
     def look(i: int) -> tuple[Row, np.ndarray | None]:
         row, pixels = _look(source, i, decode, short_side)
         return row, pixels if keep else None
 
-    return in_threads(look, range(len(source)), source, threads)
+    return in_threads(look, range(len(source)) if items is None else items, source, threads)
 
 
 def manifest_of(source: Source, rows: Sequence[Row], *, max_skipped: float = 0.2) -> Manifest:
@@ -244,7 +271,7 @@ def manifest_of(source: Source, rows: Sequence[Row], *, max_skipped: float = 0.2
         DataError: more than `max_skipped` of the items are unreadable, or all.
     """
     manifest = Manifest.of(rows)
-    _check_share(manifest, max_skipped, source)
+    check_share(source, len(manifest.ok), len(manifest), manifest.summary, max_skipped)
     return manifest
 
 
@@ -314,17 +341,30 @@ def _digest(data: bytes, key: bytes = b"") -> str:
     return hashlib.blake2b(data, digest_size=16, key=key).hexdigest()
 
 
-def _check_share(manifest: Manifest, max_skipped: float, source: Source) -> None:
-    skipped = len(manifest) - len(manifest.ok)
-    if not len(manifest.ok):
+def check_share(
+    source: Source, readable: int, looked: int, summary: Callable[[], str], max_skipped: float
+) -> None:
+    """Whether enough items of a source can be read.
+
+    Args:
+        source: of the items.
+        readable: items that can be read.
+        looked: items looked at.
+        summary: says why the others cannot.
+        max_skipped: largest share of unreadable items.
+
+    Raises:
+        DataError: more than `max_skipped` of the items are unreadable, or all.
+    """
+    if not readable:
         raise DataError(
-            f"none of {source.describe()} can be read.\n{manifest.summary()}\n"
+            f"none of {source.describe()} can be read.\n{summary()}\n"
             "Give images of a common format (JPEG, PNG, WebP, TIFF, ...)."
         )
-    if skipped > max_skipped * len(manifest):
+    if looked - readable > max_skipped * looked:
         raise DataError(
-            f"{skipped:,} of {len(manifest):,} items of {source.describe()} are unreadable, more "
-            f"than the allowed {max_skipped:.0%}.\n{manifest.summary()}\n"
+            f"{looked - readable:,} of {looked:,} items of {source.describe()} are unreadable, "
+            f"more than the allowed {max_skipped:.0%}.\n{summary()}\n"
             "Remove or repair them, or allow more with max_skipped."
         )
 

@@ -21,7 +21,7 @@ from PIL import Image
 from erg.data.decode import SUFFIXES, UnreadableImage, load_rgb, read_file, shrink, to_rgb
 
 Item = bytes | np.ndarray
-"""What a source holds of an item: an encoded file, or pixels uint8 [h w 3], or a vector [d]."""
+"""What a source holds of an item: an encoded file, pixels uint8 [h w 3], a vector [d] or tokens."""
 
 Spec = str | list[str] | None
 """A JSON value that `open_source` opens again; None where the data live in memory only."""
@@ -32,7 +32,7 @@ class DataError(ValueError):
 
 
 class Source(ABC):
-    """Numbered images (or vectors). Reading is safe from several threads at once."""
+    """Numbered images, vectors or sequences. Reading is safe from several threads at once."""
 
     kind: ClassVar[Literal["image", "array"]] = "image"
     spec: Spec = None
@@ -66,7 +66,7 @@ class Source(ABC):
         """What this is, how much of it, and what was left out, as one line of text."""
 
     def read(self, i: int, short_side: int | None = None) -> np.ndarray:
-        """Image i as uint8 [h w 3] (of kind array: the vector [d]).
+        """Image i as uint8 [h w 3] (of kind array: the vector [d], or the tokens [n]).
 
         Args:
             i: number of the item.
@@ -95,11 +95,14 @@ def open_source(data: Any, *, label: str | None = None, follow_links: bool = Fal
     """Open anything that holds images.
 
     Args:
-        data: a folder, an image, a .zip, an uncompressed .tar, a .parquet file or a folder of
-            them, a .npy; a list of paths; an array of images (uint8, or floats in [0, 1] or
-            [0, 255]; [n h w], [n h w 3] or [n 3 h w]) or of vectors [n d]; a data set with
-            `__len__` and `__getitem__` as torchvision's; `synthetic` or `synthetic:N`, the
-            embedded world (`./synthetic` is a folder of that name).
+        data: a folder, an image, a .zip, an uncompressed .tar or a .parquet file or a folder of
+            them, a .npy; a .txt, whose bytes are cut into sequences; the address of such a folder
+            or file in a store (s3://...); a list of paths; an array of images (uint8, or floats in
+            [0, 1] or [0, 255]; [n h w], [n h w 3] or [n 3 h w]), of vectors [n d] (uint8 or
+            floats) or of sequences of tokens [rows n] (wider integers, with -1 behind the end of
+            shorter ones); a data set with `__len__` and `__getitem__` as torchvision's;
+            `synthetic` or `synthetic:N`, the embedded world (`./synthetic` is a folder of that
+            name).
         label: where labels come from: the name of a parquet column; `folder` for the parent
             folders of files; a factor of the embedded world, for example `shape`; any name for a
             torchvision data set. None: no labels are read.
@@ -119,6 +122,10 @@ def open_source(data: Any, *, label: str | None = None, follow_links: bool = Fal
         from erg.data.synthetic import Synthetic  # it is a Source itself
 
         return Synthetic.named(data, label)
+    if isinstance(data, str) and "://" in data and not os.path.lexists(data):
+        from erg.data.remote import open_remote  # it holds Sources itself
+
+        return open_remote(data, label)
     if isinstance(data, str | os.PathLike):
         return _open_path(Path(data), label, follow_links)
     if isinstance(data, Sequence) and data and all(isinstance(p, str | os.PathLike) for p in data):
@@ -135,9 +142,8 @@ def open_source(data: Any, *, label: str | None = None, follow_links: bool = Fal
 def _open_path(path: Path, label: str | None, follow_links: bool) -> Source:
     # The readers of archives and tables are Sources themselves, and pyarrow takes time to import.
     from erg.data import archives, tables
+    from erg.data.places import Local
 
-    if str(path).startswith(("http:/", "https:/", "s3:/", "gs:/", "hf:/")):
-        raise DataError(f"{path} is a network address. Download it and give the local path.")
     if not os.path.lexists(path):
         raise DataError(f"There is no file or folder {printable(str(path))!r}. {_suggestion(path)}")
     if path.is_dir():
@@ -147,19 +153,19 @@ def _open_path(path: Path, label: str | None, follow_links: bool) -> Source:
             f"{printable(str(path))} is a pipe, a device or a broken link. Give a folder or a file."
         )
     ending = path.suffix.lower()
-    if ending == ".zip":
-        return archives.open_zip(path, label)
-    if ending == ".tar":
-        return archives.open_tar(path, label)
+    if ending in archives.ARCHIVES:
+        return archives.Archives([Local(path)], str(path), label)
     if ending in tables.PARQUET:
-        return tables.open_parquet([path], str(path), label)
+        return tables.open_parquet([Local(path)], str(path), label)
     if ending == ".npy":
         return tables.open_npy(path, label)
+    if ending in tables.TEXTS:
+        return tables.open_text(path, label)
     if ending in SUFFIXES:
         return _listed([str(path)], label, spec=str(path))
     raise DataError(
         f"{path.name} is nothing erg can read images from. Give a folder, an image, a .zip, a .tar "
-        "(uncompressed), a .parquet or a .npy file."
+        "(uncompressed), a .parquet or a .npy file; or a .txt for a method of tokens."
     )
 
 
@@ -267,14 +273,18 @@ def _listed(files: list[str], label: str | None, spec: Spec = None) -> Files:
 
 
 def _open_folder(root: Path, label: str | None, follow_links: bool) -> Source:
+    from erg.data.archives import Archives, is_archive_name
+    from erg.data.places import Local
     from erg.data.tables import PARQUET, open_parquet
 
     found, left_out = _walk(root, follow_links)
     names = [name for name in found if is_image_name(name)]
     others = [name for name in found if not is_image_name(name)]
-    parts = [root / name for name in others if Path(name).suffix.lower() in PARQUET]
-    if parts and not names:
-        return open_parquet([t for t in parts if t.is_file()], str(root), label)
+    files = [] if names else [name for name in others if (root / name).is_file()]
+    if parts := [name for name in files if Path(name).suffix.lower() in PARQUET]:
+        return open_parquet([Local(root / name, name) for name in parts], str(root), label)
+    if shards := [name for name in files if is_archive_name(name)]:
+        return Archives([Local(root / name, name) for name in shards], str(root), label)
     if others:
         endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in others)
         listed = ", ".join(printable(ending) for ending, _ in endings.most_common(3))

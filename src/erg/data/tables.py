@@ -1,21 +1,31 @@
-"""Images or vectors that are the rows of something: parquet files, a .npy file, an array."""
+"""Images, vectors or sequences that are the rows of something: a parquet or .npy file, an array, a
+text."""
 
 import json
 import threading
+import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from erg.data.decode import UnreadableImage
+from erg.data.places import Place
 from erg.data.source import DataError, Item, Source, Spec, as_rgb, printable
 
 PARQUET = frozenset([".parquet", ".pq"])
 """Endings of tables."""
 
+TEXTS = frozenset([".txt"])
+"""Endings of texts."""
+
+SEQUENCE = 128  # bytes of a text in a row
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 _HELD_BYTES = 1 << 30  # of encoded images kept from the row groups read last
+_GROUP_BYTES = 1 << 31  # of encoded images in one row group, which is in memory as a whole
+_FEW_ROWS = 1 << 20  # that any file may hold; a larger one at most four for each of its bytes
 
 
 # Parquet -------------------------------------------------------------------------------------
@@ -24,7 +34,8 @@ _HELD_BYTES = 1 << 30  # of encoded images kept from the row groups read last
 class Parquet(Source):
     """Images in a column of one or more parquet files.
 
-    Row groups are read whole; the ones used last stay in memory up to 1 GiB.
+    Row groups are read whole; the ones used last stay in memory up to 1 GiB, and at least one, of
+    at most 2 GiB.
 
     Args:
         files: the tables, in order.
@@ -32,20 +43,18 @@ class Parquet(Source):
         label: column of the labels, or None.
     """
 
-    def __init__(self, files: list[Path], spec: str, label: str | None) -> None:
-        import pyarrow.parquet as pq
-
+    def __init__(self, files: Sequence[Place], spec: str, label: str | None) -> None:
         self.files, self.spec = files, spec
-        self.tables = [pq.ParquetFile(file) for file in files]
-        schemas = [table.schema_arrow for table in self.tables]
+        self.tables = [_opened(file) for file in files]
+        schemas = [table.schema for table in self.tables]
         self.column = _image_column(schemas[0], files[0])
         for schema, file in zip(schemas, files, strict=True):
             for column in (self.column, label):
                 _check_column(schema, column, file)
         counts = [
-            (t, g, table.metadata.row_group(g).num_rows)
+            (t, g, table.parquet.metadata.row_group(g).num_rows)
             for t, table in enumerate(self.tables)
-            for g in range(table.num_row_groups)
+            for g in range(table.parquet.num_row_groups)
         ]
         self.groups = [(t, g) for t, g, _ in counts]
         self.starts = np.cumsum([0, *(n for _, _, n in counts)])
@@ -66,7 +75,10 @@ class Parquet(Source):
 
     def item(self, i: int) -> Item:
         group = int(np.searchsorted(self.starts, i, side="right")) - 1
-        value = self._column_of(group)[i - int(self.starts[group])].as_py()
+        column, place = self._column_of(group), i - int(self.starts[group])
+        if place >= len(column):
+            raise UnreadableImage("The table holds fewer rows than it says.")
+        value = column[place].as_py()
         value = value["bytes"] if isinstance(value, dict) else value
         if value is None:
             raise UnreadableImage("The table holds no image in this row.")
@@ -76,19 +88,38 @@ class Parquet(Source):
         """The images of a row group, read by one thread at a time."""
         with self.lock:
             if group not in self.held:
-                t, g = self.groups[group]
-                column = self.tables[t].read_row_group(g, columns=[self.column])
-                self.held[group] = column[self.column].combine_chunks()
+                self.held[group] = self._read_group(*self.groups[group])
             self.held.move_to_end(group)
             while len(self.held) > 1 and sum(c.nbytes for c in self.held.values()) > _HELD_BYTES:
                 self.held.popitem(last=False)
             return self.held[group]
 
+    def _read_group(self, t: int, g: int) -> Any:
+        """The images of a row group, a few at a time: a small file may hold one large one often."""
+        import pyarrow as pa
+
+        parts: list[Any] = []
+        batches = self.tables[t].parquet.iter_batches(64, row_groups=[g], columns=[self.column])
+        try:
+            for batch in batches:
+                parts.append(batch.column(self.column))
+                if sum(part.nbytes for part in parts) > _GROUP_BYTES:
+                    raise UnreadableImage(
+                        f"Its row group holds more than {_GROUP_BYTES >> 30} GiB of images. Write "
+                        "the table again with fewer rows a group."
+                    )
+        except (pa.ArrowException, ValueError) as error:
+            if isinstance(error, UnreadableImage):
+                raise
+            raise UnreadableImage("Its row group in the table is damaged.") from error
+        kind = self.tables[t].column_type(self.column)
+        return pa.concat_arrays(parts) if parts else pa.array([], kind)
+
     def _strings(self, column: str) -> list[Any]:
-        return [v for t in self.tables for v in t.read(columns=[column])[column].to_pylist()]
+        return [v for t in self.tables for v in t.read([column])[column].to_pylist()]
 
     def _labels(self, column: str) -> list[str | None]:
-        names = _label_names(self.tables[0].schema_arrow, column)
+        names = _label_names(self.tables[0].schema, column)
         return [_label(value, names) for value in self._strings(column)]
 
     def offset(self, i: int) -> int:
@@ -102,7 +133,7 @@ class Parquet(Source):
         return f"{len(self):,} images in column {self.column} of {many}{self.hint}"
 
 
-def open_parquet(files: list[Path], spec: str, label: str | None) -> Parquet:
+def open_parquet(files: Sequence[Place], spec: str, label: str | None) -> Parquet:
     """Parquet files as one source.
 
     Raises:
@@ -125,6 +156,26 @@ def open_parquet(files: list[Path], spec: str, label: str | None) -> Parquet:
     return table
 
 
+def _opened(place: Place) -> Any:
+    """A table that claims no more rows than a file of its size can hold.
+
+    Raises:
+        pyarrow.ArrowException, OSError, ValueError: it is none.
+    """
+    from erg.parquet import Table
+
+    stream = place.open()
+    try:
+        table = Table(stream)
+        if table.rows > max(_FEW_ROWS, 4 * table.size):
+            raise ValueError(f"it says it holds {table.rows:,} rows in {table.size:,} bytes")
+    except BaseException:
+        stream.close()
+        raise
+    weakref.finalize(table, stream.close)
+    return table
+
+
 def _is_image_type(kind: Any) -> bool:
     """Whether a column of this type can hold encoded images: bytes, or struct {bytes, ...}."""
     import pyarrow as pa
@@ -135,7 +186,7 @@ def _is_image_type(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _image_column(schema: Any, file: Path) -> str:
+def _image_column(schema: Any, file: Place) -> str:
     fit = [field.name for field in schema if _is_image_type(field.type)]
     named = [name for wanted in _IMAGE_COLUMNS for name in fit if name.lower() == wanted]
     if named or len(fit) == 1:
@@ -147,7 +198,7 @@ def _image_column(schema: Any, file: Path) -> str:
     )
 
 
-def _check_column(schema: Any, column: str | None, file: Path) -> None:
+def _check_column(schema: Any, column: str | None, file: Place) -> None:
     if column is not None and schema.names.count(column) != 1:
         raise DataError(
             f"{printable(file.name)} has no column {column!r}. "
@@ -173,7 +224,7 @@ def _label_names(schema: Any, column: str) -> list[str]:
         if names is None:
             features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
             names = features[column]["names"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -200,26 +251,33 @@ def open_npy(path: Path, label: str | None) -> Source:
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("it holds several arrays")
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # its header is Python, whose parser has errors of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{path.name} is no array of numbers that can be read ({error}). Save it with "
+            f"{path.name} is no array of numbers that can be read ({reason}). Save it with "
             "numpy.save as uint8 or float32."
         ) from error
     return open_array(array, printable(path.name), str(path), label)
 
 
 def open_array(array: np.ndarray, name: str, spec: Spec, label: str | None) -> Source:
-    """An array of images or of vectors.
+    """An array of images, of vectors or of sequences of tokens.
 
     Raises:
-        DataError: its shape or its numbers are neither, or a label was asked for.
+        DataError: its shape or its numbers are none of them, or a label was asked for.
     """
-    advice = "Give uint8 or float images [n h w], [n h w 3] or [n 3 h w], or float vectors [n d]."
+    advice = (
+        "Give uint8 or float images [n h w], [n h w 3] or [n 3 h w], float vectors [n d], or "
+        "sequences of tokens [rows n] in int64."
+    )
     what = f"{name} has shape {list(array.shape)} and type {array.dtype}"
     if label is not None:
         raise DataError(
             f"{name} holds no labels, but {label!r} was asked for. Leave out the label."
         )
+    whole = array.dtype.kind in "iu" and array.dtype != np.uint8
+    if array.size and array.ndim == 2 and whole:
+        return Tokens(array, name, spec, vocabulary=int(array.max()) + 1)
     if not array.size or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
         raise DataError(f"{what}. {advice}")
     if array.ndim == 2:
@@ -313,3 +371,64 @@ class Vectors(Source):
 
     def describe(self) -> str:
         return f"{len(self):,} vectors of {self.values.shape[1]:,} numbers in {self.name}"
+
+
+# Sequences -----------------------------------------------------------------------------------
+
+
+def open_text(path: Path, label: str | None) -> Source:
+    """The bytes of a text, cut into sequences; the last one may be shorter.
+
+    Raises:
+        DataError: it is empty, or a label was asked for.
+    """
+    name = printable(path.name)
+    if label is not None:
+        raise DataError(
+            f"{name} holds no labels, but {label!r} was asked for. Leave out the label."
+        )
+    content = np.fromfile(path, dtype=np.uint8)
+    if not len(content):
+        raise DataError(f"{name} is empty. Give a text that is not.")
+    rows = np.full((-(-len(content) // SEQUENCE), SEQUENCE), -1, dtype=np.int16)
+    rows.reshape(-1)[: len(content)] = content
+    return Tokens(rows, name, str(path), vocabulary=256)
+
+
+class Tokens(Source):
+    """Sequences of tokens, one a row. `values` holds them all.
+
+    Args:
+        values: whole numbers [rows n], with -1 behind the end of shorter sequences.
+        name: what to call it.
+        spec: the path it was read from, or None.
+        vocabulary: tokens are smaller than this.
+    """
+
+    kind = "array"
+
+    def __init__(self, values: np.ndarray, name: str, spec: Spec, *, vocabulary: int) -> None:
+        self.values, self.name, self.spec, self.vocabulary = values, name, spec, vocabulary
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def path(self, i: int) -> str:
+        return f"{i:06d}"
+
+    def item(self, i: int) -> Item:
+        tokens = np.asarray(self.values[i], dtype=np.int64)
+        length = int((tokens >= 0).sum())
+        if not length or tokens[:length].min() < 0 or tokens.min() < -1:
+            raise UnreadableImage("Its numbers are below 0 elsewhere than behind its end.")
+        return tokens
+
+    def offset(self, i: int) -> int:
+        return i
+
+    def label(self, i: int) -> str | None:
+        return None
+
+    def describe(self) -> str:
+        rows, n = self.values.shape
+        return f"{rows:,} sequences of {n:,} tokens, {self.vocabulary:,} different, in {self.name}"

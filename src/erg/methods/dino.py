@@ -12,7 +12,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.center import Center
 from erg.parts.crops import by_size
-from erg.parts.heads import CosineLinear, mlp
+from erg.parts.heads import CosineLinear, code_projector
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Linear, Schedule
 from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Plan
@@ -65,21 +65,13 @@ class DINO(Method):
         small_crops: int = 8,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid and small_crops and not encoder.arguments.get("dynamic_img_size"):
-            raise ValueError(
-                f"DINO makes small crops, and {encoder.name} takes one size of image only. Build "
-                "it with dynamic_img_size = True, or use small_crops = 0."
-            )
+        if small_crops:
+            encoder.need_sizes("DINO")
         self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
         self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
         self.small_crops = small_crops
-        head = mlp(encoder.dim, hidden, hidden, dim, norm=False, activation=nn.GELU)
-        for layer in head:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
         self.prototypes = CosineLinear(dim, prototypes)
-        self.head = head.append(self.prototypes)
+        self.head = code_projector(encoder.dim, hidden, dim).append(self.prototypes)
         self.teacher = Teacher(nn.Sequential(encoder, self.head))
         self.centre = Center(prototypes, centre)
 
@@ -97,8 +89,7 @@ class DINO(Method):
         """p' from the teacher's scores: centred, then sharpened."""
         part = progress / self.warmup if self.warmup else 1.0
         temperature = Linear(self.teacher_start, self.teacher_end)(part)
-        scores = energy.at_least_float32(scores)
-        return ((scores - self.centre.mean.to(scores)) / temperature).softmax(dim=1)
+        return self.centre.codes(scores, temperature)
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         return energy.cross_entropy(self.scores(x), self.codes(self.teacher(y.data), 1.0))
@@ -107,14 +98,10 @@ class DINO(Method):
         crops = [*views.need(2), *views.local]
         taught = self.teacher(torch.cat([y.data for y in views.main]))  # [2b k]
         codes = self.codes(taught, progress).chunk(2)
-        total = codes[0].new_zeros(len(codes[0]))
-        for i, s in enumerate(self.scores(*crops).chunk(len(crops))):
-            # F is linear in the code: the codes of all large crops but x itself, added up
-            target = codes[1 - i] if i < 2 else codes[0] + codes[1]
-            total = total + energy.cross_entropy(s, target)
+        misfit = energy.between_crops(self.scores(*crops).chunk(len(crops)), codes)
         if self.training:
             self.centre.update(taught)
-        return Loss(pull={"code": distributed.mean(total) / (2 * len(crops) - 2)})
+        return Loss(pull={"code": distributed.mean(misfit)})
 
     def frozen(self, progress: float) -> Iterable[nn.Parameter]:
         return self.prototypes.parameters() if progress < self.freeze else ()

@@ -60,11 +60,8 @@ class SwAV(Method):
         small_crops: int = 6,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid and small_crops and not encoder.arguments.get("dynamic_img_size"):
-            raise ValueError(
-                f"SwAV makes small crops, and {encoder.name} takes one size of image only. Build "
-                "it with dynamic_img_size = True, or use small_crops = 0."
-            )
+        if small_crops:
+            encoder.need_sizes("SwAV")
         self.temperature, self.eps, self.iterations = temperature, eps, iterations
         self.queue_from, self.freeze, self.small_crops = queue_from, freeze, small_crops
         self.projector = mlp(encoder.dim, hidden, dim)

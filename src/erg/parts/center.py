@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from erg import distributed
+from erg import distributed, energy
 
 
 class Center(nn.Module):
@@ -21,6 +21,11 @@ class Center(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(dim))
+
+    def codes(self, t: Float[Tensor, "b d"], temperature: float) -> Float[Tensor, "b d"]:
+        """softmax((t - c) / temperature): centred, then sharpened."""
+        t = energy.at_least_float32(t)
+        return ((t - self.mean.to(t)) / temperature).softmax(dim=1)
 
     @torch.no_grad()
     def update(self, t: Float[Tensor, "b d"]) -> None:

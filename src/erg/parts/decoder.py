@@ -81,16 +81,26 @@ class TokenDecoder(nn.Module):
         self.predict = nn.Linear(width, patch)
 
     def forward(
-        self, tokens: Float[Tensor, "b m d"], keep: Int[Tensor, "b m"]
+        self,
+        tokens: Float[Tensor, "b m d"],
+        keep: Int[Tensor, "b m"],
+        wanted: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b n p"]:
-        """Predict every patch from the encoder's tokens of the visible ones at places `keep`."""
+        """Predict every patch from the encoder's tokens of the visible ones at places `keep`.
+
+        With `wanted` only the patches at those places, and no others take part.
+        """
         known = self.embed(tokens)
-        n, width = self.positions.shape
-        x = self.blank.to(known.dtype).expand(len(tokens), n, width)
-        x = x.scatter(1, keep[..., None].expand(-1, -1, width), known)  # [b n width]
-        x = x + self.positions.to(x.dtype)
+        blank, positions = self.blank.to(known.dtype), self.positions.to(known.dtype)
+        if wanted is None:
+            x = blank.expand(len(tokens), *positions.shape)
+            x = x.scatter(1, keep[..., None].expand_as(known), known)  # [b n width]
+            x = x + positions
+        else:
+            x = torch.cat([known + positions[keep], blank + positions[wanted]], dim=1)
         for block in self.blocks:
             x = block(x)
+        x = x if wanted is None else x[:, keep.shape[1] :]  # [b t width]
         return self.predict(self.norm(x))
 
 

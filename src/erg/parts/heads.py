@@ -1,7 +1,8 @@
 """Projectors and predictors: the small networks behind an encoder."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -62,3 +63,67 @@ class CosineLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         return energy.products(energy.normalise(x), energy.normalise(self.weight))
+
+
+def code_projector(fan_in: int, hidden: int, dim: int) -> nn.Sequential:
+    """DINO's projector in front of a `CosineLinear`: three layers with GELU between them.
+
+    No normalisation; weights of deviation 0.02, biases 0 (Caron et al. 2021, appendix C).
+
+    Args:
+        fan_in: width of the input [features].
+        hidden: width of the hidden layers [features].
+        dim: width of the output [features].
+    """
+    projector = mlp(fan_in, hidden, hidden, dim, norm=False, activation=nn.GELU)
+    for layer in projector:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return projector
+
+
+class TokenHeads(nn.Module):
+    """DINO's head for the vector of a view, and what scores tokens beside it.
+
+    Args:
+        fan_in: width of vectors and tokens [features].
+        hidden: width of a projector's hidden layers [features].
+        dim: width of what the directions are compared with [features].
+        k: number of directions.
+        tokens: `same`, the head of the vectors; `directions`, their own behind the same projector;
+            `own`, a projector too.
+    """
+
+    def __init__(
+        self,
+        fan_in: int,
+        hidden: int,
+        dim: int,
+        k: int,
+        *,
+        tokens: Literal["same", "directions", "own"] = "same",
+    ) -> None:
+        super().__init__()
+        self.projector = code_projector(fan_in, hidden, dim)
+        self.directions = CosineLinear(dim, k)
+        self.token_projector = code_projector(fan_in, hidden, dim) if tokens == "own" else None
+        self.token_directions = None if tokens == "same" else CosineLinear(dim, k)
+
+    def forward(
+        self, vectors: Float[Tensor, "b d"], tokens: Float[Tensor, "m d"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "m k"]]:
+        """Cosines of vectors and of tokens with their directions."""
+        project, compare = self.projector, self.directions
+        scores = compare(project(vectors))
+        if self.token_projector is not None:
+            project = self.token_projector
+        if self.token_directions is not None:
+            compare = self.token_directions
+        return scores, compare(project(tokens))
+
+    def last_layers(self) -> Iterator[nn.Parameter]:
+        """The directions of both."""
+        yield self.directions.weight
+        if self.token_directions is not None:
+            yield self.token_directions.weight

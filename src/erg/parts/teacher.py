@@ -1,13 +1,15 @@
 """A slow copy of a network that follows it by an exponential moving average."""
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Teacher(nn.Module):
+
+class Teacher(nn.Module, Generic[Network]):
     """theta' <- m theta' + (1 - m) theta, without gradient.
 
     It starts as a copy, and its batch norms use the statistics of their own batches in training.
@@ -17,7 +19,9 @@ class Teacher(nn.Module):
         student: the network to copy and to follow.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    network: Network
+
+    def __init__(self, student: Network) -> None:
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
         # In a tuple, so that the student is not registered (and saved, and averaged) twice.

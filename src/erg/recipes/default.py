@@ -27,6 +27,10 @@ class Small:
 
 
 OF_PATCHES = ("MAE", "SimMIM")
+OF_MANY_PATCHES = ("DINOv2", "Data2Vec", "IBOT", "IJEPA", "MSN")
+"""Which hide blocks of patches or make crops of two sizes."""
+OF_TOKENS = ("BERT",)
+"""Which take sequences and no images."""
 
 ON_A_CPU = {
     "BYOL": Small(
@@ -62,13 +66,16 @@ class Seen:
         images: number of readable images.
         side: median shorter side [pixels].
         accelerator: whether there is a GPU.
-        vectors: number of features if the items are vectors, else 0.
+        vectors: number of features if the items are vectors, of tokens if they are sequences; 0
+            if they are images.
+        vocabulary: number of different tokens if they are sequences, else 0.
     """
 
     images: int
     side: int
     accelerator: bool
     vectors: int = 0
+    vocabulary: int = 0
 
 
 def default(
@@ -112,12 +119,8 @@ def default(
     """
     why: list[str] = []
     if method is None:
-        method = "KMeans" if seen.vectors else "SimCLR"
-        why.append(
-            "method KMeans: the items are vectors."
-            if seen.vectors
-            else "method SimCLR: a sound first choice, measured in benchmarks/cifar10."
-        )
+        method, reason = _method(seen)
+        why.append(reason)
     kind = catalog.find(method)
     small = None if seen.accelerator else ON_A_CPU.get(method)
     if small is not None:
@@ -156,20 +159,39 @@ def default(
     return run, why
 
 
+def _method(seen: Seen) -> tuple[str, str]:
+    if seen.vocabulary:
+        return "BERT", "method BERT: the items are sequences of tokens."
+    if seen.vectors:
+        return "KMeans", "method KMeans: the items are vectors."
+    return "SimCLR", "method SimCLR: a sound first choice, measured in benchmarks/cifar10."
+
+
 def _encoder(
     seen: Seen, method: str, trains: bool, init: str | None
 ) -> tuple[str, dict[str, Any], str]:
+    if seen.vocabulary:
+        args = {"vocabulary": seen.vocabulary}
+        return "sequence", args, "encoder sequence, 4 blocks: the items are sequences of tokens."
+    if method in OF_TOKENS:
+        raise ValueError(
+            f"{method} needs sequences of tokens, and the data are none. Give a .txt, or an array "
+            "of integers [rows n]."
+        )
     if seen.vectors:
         name = "mlp" if trains else "identity"
         return name, {}, f"encoder {name}: the items are vectors."
     if not trains:
         args = {"contrast": True}
         return "pixels", args, f"encoder pixels, contrast taken out: {method} trains no network."
-    if method in OF_PATCHES:
+    if method in OF_PATCHES + OF_MANY_PATCHES:
         why = f"{method} needs patches."
+        sizes = {"dynamic_img_size": True} if method in OF_MANY_PATCHES else {}
         if seen.accelerator:
-            return "vit_small_patch16_224", {}, f"encoder vit_small_patch16_224: {why}"
-        args = {"patch_size": 8 if seen.side < 64 else 16, "depth": 6}
+            return "vit_small_patch16_224", sizes, f"encoder vit_small_patch16_224: {why}"
+        small = seen.side < 64
+        patch = (8 if small else 16) if method in OF_PATCHES else (4 if small else 12)
+        args = {"patch_size": patch, "depth": 6, **sizes}
         return "vit_tiny_patch16_224", args, f"encoder vit_tiny, 6 blocks: {why}"
     if init is not None:
         return "resnet18", {}, "encoder resnet18: its public weights are the starting point."
@@ -184,7 +206,8 @@ def _encoder(
 
 def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
     if seen.vectors:
-        return seen.vectors, f"{seen.vectors} features."
+        what = "tokens a sequence" if seen.vocabulary else "features"
+        return seen.vectors, f"{seen.vectors} {what}."
     if encoder == "pixels":
         return 32, "image size 32: pixels are averaged down further."
     if seen.side < 64:

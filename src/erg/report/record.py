@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
+
+from erg import parquet
+from erg.durable import LONGEST, open_regular, read_json
 
 MAX_PICTURE = 32_000_000  # bytes; a sprite sheet of 10,000 thumbnails is about 10 MB
 MAX_SKIPPED = 200  # rows of the table of skipped files
@@ -136,7 +138,7 @@ class Record:
         run: run.json.
         curves: of training: "loss", "lr", "grad_norm", "pull/NAME", "push/NAME", ...
         health: "std", "rank", "auroc", "knn"; step 0 is the encoder before training.
-        warnings: step and text of every health warning.
+        warnings: step and text of every warning of those who watched.
         timing: "seconds" since the start, "images_per_second".
         neighbours: query and its (item, similarity) in descending order; items index the map.
         energies: "before" and "after" training.
@@ -171,7 +173,7 @@ def read_record(folder: Path) -> Record:
         UnknownFormatError: a file has a format number this version cannot read.
     """
     try:
-        run = _object(json.loads((folder / "run.json").read_bytes()))
+        run = read_json(folder / "run.json")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder} holds no run.json, so it is no run folder. Give the folder that "
@@ -215,13 +217,17 @@ def _record_1(folder: Path, run: dict[str, Any]) -> Record:
         found = None
     if found is not None and drawn is not None:
         found = _within(found, len(drawn.path))
-    warnings = {_step(e): str(e["warning"]) for e in health if e.get("warning")}
+    warnings = [
+        (_step(e), str(e["warning"]))
+        for e in events
+        if e.get("kind") in ("health", "shortcut") and e.get("warning")
+    ]
     return Record(
         folder=folder,
         run=run,
         curves=_curves(steps),
         health=_curves(health),
-        warnings=tuple(sorted(warnings.items())),
+        warnings=tuple(sorted(set(warnings))),
         timing=_curves(piece("timing.jsonl", lambda path: list(_lines(path, notes))) or []),
         scores=piece("scores.json", lambda path: _read(path, {1: _scores_1})),
         manifest=piece("manifest.parquet", _manifest),
@@ -246,15 +252,19 @@ def _reader(readers: Mapping[int, T], data: Mapping[Any, Any], name: str) -> T:
 
 
 def _read(path: Path, readers: Mapping[int, Callable[[dict[str, Any], Path], T]]) -> T:
-    data = _object(json.loads(path.read_bytes()))
+    with open_regular(path) as file:
+        text = file.read(MAX_PICTURE + 1)
+    if len(text) > MAX_PICTURE:
+        raise ValueError(f"{path.name} is larger than {MAX_PICTURE // 10**6} MB")
+    data = _object(json.loads(text))  # not a number is a place, too: nowhere
     return _reader(readers, data, path.name)(data, path)
 
 
 def _lines(path: Path, notes: list[str]) -> Iterable[dict[str, Any]]:
     """The objects of a .jsonl; a killed run leaves a half-written last line, which is dropped."""
     damaged = 0
-    with path.open("rb") as file:
-        for line in file:
+    with open_regular(path) as file:
+        while line := file.readline(LONGEST):
             try:
                 event = _object(json.loads(line))
                 _step(event)
@@ -373,7 +383,9 @@ def _sheet(path: Path, data: dict[str, Any], cells: int) -> Sheet:
 
 
 def _manifest(path: Path) -> Manifest:
-    table = pq.read_table(path)
+    with open_regular(path) as file:
+        opened = parquet.Table(file)
+        table = opened.read(opened.schema.names)
     raw = (table.schema.metadata or {}).get(b"format", b"")
     meta = {"format": int(raw) if raw.isdigit() else None}
     return _reader({1: _manifest_1}, meta, path.name)(table)

@@ -35,6 +35,7 @@ PAIRINGS = {
     "views": "Matched: two views of one image. Mismatched: views of two images.",
     "itself": "Matched: the visible and the hidden patches of one image. Mismatched: the hidden "
     "patches come from another image.",
+    "order": "Matched: tiles and their order. Mismatched: another order.",
     "turn": "Matched: an image and the quarter turn it was given. Mismatched: another turn.",
     "alone": "Matched: images. Mismatched: images with independent or shuffled pixels.",
 }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from erg.durable import NoSpace, Unwritable, explained, open_regular, write_atomically
+from erg.train.sharding import share_of, whole
 
 FORMAT = "1"
 KEPT = 2
@@ -54,15 +55,24 @@ class Restored:
 
 
 def save_checkpoint(
-    folder: Path, step: int, method: nn.Module, optimiser: Optimizer | None
+    folder: Path,
+    step: int,
+    method: nn.Module,
+    optimiser: Optimizer | None,
+    *,
+    writes: bool = True,
 ) -> Path:
     """Write step_N.safetensors and its checksum; once they read back, drop all but two.
+
+    What processes hold in shares is put together first, so that all of them have to call this and
+    one writes: the file is the same, and any number of processes goes on from it.
 
     Args:
         folder: of the checkpoints; it is made, but not the run folder it stands in.
         step: optimiser steps done.
         method: of which parameters and buffers are saved.
         optimiser: of which all state is saved.
+        writes: whether this process writes, or only gives its shares.
 
     Raises:
         NoSpace: the disk has not enough room; older checkpoints are untouched.
@@ -70,14 +80,10 @@ def save_checkpoint(
             written; older checkpoints are untouched.
         Diverged: a number is not finite; nothing is written.
     """
-    tensors = {f"method.{name}": t for name, t in method.state_dict().items()}
-    scalars: dict[str, Any] = {}
-    for number, state in _optimiser_state(optimiser):
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimiser.{number}.{name}"] = value
-            else:
-                scalars[f"{number}.{name}"] = value
+    path = folder / f"step_{step:09d}.safetensors"
+    tensors, scalars = _state(method, optimiser, writes)
+    if not writes:
+        return path
     if (bad := _not_finite(tensors, method)) is not None:
         raise Diverged(
             f"{bad} is not finite at step {step}, so nothing was saved. Lower --lr, or resume from "
@@ -95,7 +101,6 @@ def save_checkpoint(
             f"a checkpoint needs {len(content) >> 20} MB and the disk of {folder} has "
             f"{free >> 20} MB. Make room and resume; the last checkpoint is intact."
         )
-    path = folder / f"step_{step:09d}.safetensors"
     # The checksum first: a checkpoint is there from the moment its file is moved to its place.
     write_atomically(_sidecar(path), hashlib.sha256(content).hexdigest().encode())
     write_atomically(path, content)
@@ -107,6 +112,29 @@ def save_checkpoint(
     with explained(folder):
         _drop_others(folder, step)
     return path
+
+
+def _state(
+    method: nn.Module, optimiser: Optimizer | None, keep: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that is saved: tensors by name, whole, and what is none; empty without `keep`."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+
+    def take(name: str, tensor: Tensor) -> None:
+        found = whole(tensor)
+        if keep:  # one tensor at a time is whole on the device
+            tensors[name] = found if found is tensor else found.cpu()
+
+    for name, tensor in method.state_dict().items():
+        take(f"method.{name}", tensor)
+    for number, state in _optimiser_state(optimiser):
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                take(f"optimiser.{number}.{name}", value)
+            else:
+                scalars[f"{number}.{name}"] = value
+    return tensors, scalars
 
 
 def _drop_others(folder: Path, step: int) -> None:
@@ -188,9 +216,10 @@ def _restore(
     weights = {
         name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")
     }
-    _check_weights(method.state_dict(), weights)
+    mine = method.state_dict()
+    _check_weights(mine, weights)
     state = {} if optimiser is None else _checked_state(optimiser, tensors, scalars)
-    method.load_state_dict(weights, strict=True)
+    method.load_state_dict({name: share_of(t, mine[name]) for name, t in weights.items()})
     if optimiser is None:
         return
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
@@ -242,6 +271,7 @@ def _checked_state(
             wanted = _kind(parameters[place])
             if _kind(value) != wanted:
                 raise _foreign(f"{name!r} is {_kind(value)}, not {wanted}")
+            value = share_of(value, parameters[place])
         elif isinstance(value, Tensor) and not value.is_floating_point():
             raise _foreign(f"{name!r} is {_kind(value)}")
         found.setdefault(place, {})[key] = value
@@ -297,9 +327,10 @@ def _whole(path: Path) -> bool:
 
 
 def state_hash(module: nn.Module) -> str:
-    """Hash of all parameters and buffers, bit for bit."""
+    """Hash of all parameters and buffers, bit for bit; in shares, all processes have to ask."""
     total = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        held: Any = whole(tensor.detach()).cpu().contiguous().flatten()
+        total.update(held.view(torch.uint8).numpy())
     return total.hexdigest()

@@ -35,6 +35,7 @@ from erg.train.loop import (
 )
 from erg.train.preempt import INTERRUPTED, STOPPED, Leave, Stopped
 from erg.train.run import Run, environment
+from erg.train.shortcut import Shortcut
 from erg.views.pixels import Pixels
 
 
@@ -127,10 +128,10 @@ def open_items(
     manifest: Manifest | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Manifest, Images | np.ndarray]:
-    """The manifest of a source, and its images (vectors [n d] for sources of vectors)."""
+    """The manifest of a source, and its images (for sources of vectors or tokens, these [n d])."""
     if source.kind == "array":
         found = manifest or build_manifest(source, max_skipped=max_skipped, progress=progress)
-        return found, np.stack([source.read(i) for i in range(len(source))]).astype(np.float32)
+        return found, np.stack([source.read(i) for i in range(len(source))])
     return open_images(
         source,
         short_side=short_side,
@@ -163,7 +164,7 @@ def fit(
         run: what to do.
         data: what to train on, if not `run.data`: anything `open_source` opens.
         out: the run folder; by default runs/NAME-N.
-        observers: who watches; by default `Health`.
+        observers: who watches; by default `Shortcut` and `Health`.
         minutes: if given, the number of steps is measured to fit and frozen before the first.
         resume: go on from the newest checkpoint.
         device: cpu, cuda or mps; by default what is there.
@@ -213,17 +214,19 @@ def fit(
             run = _with_size(run, len(manifest))
             loop = Loop(run, opened, device=torch.device(device) if device else None)
             try:
-                watching = (Health(),) if observers is None else observers
+                watching = (Shortcut(), Health()) if observers is None else observers
                 if minutes is not None and not resume:
                     loop.run = run = measured(run, loop, minutes, started, watching)
                     tell(f"{run.steps} steps fit into {minutes:g} minutes on this machine.")
+                first = loop.whole()
                 if lead:
                     manifest.save(folder.manifest)
                     folder.write_run({**run.to_json(), "environment": environment()})
                     if not (folder.encoder_start / "config.json").exists():
                         # Also of a run that was killed before it came here: nothing is loaded yet.
-                        save_encoder(loop.method.encoder, folder.encoder_start)
+                        save_encoder(first.encoder, folder.encoder_start)
                         _record_start(loop, folder)
+                del first  # a copy of everything, where processes hold shares
                 method = train(
                     loop, folder, observers=watching, show=show, tell=tell, resume=resume
                 )

@@ -1,7 +1,6 @@
 """The run folder, as training writes it (format 1). The report reads it without torch."""
 
 import json
-import math
 import os
 import re
 import socket
@@ -9,15 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from erg.durable import explained, open_regular, sweep, whole_file, write_atomically
+from erg.durable import (
+    LONGEST,
+    explained,
+    open_regular,
+    read_json,
+    sweep,
+    whole_file,
+    write_atomically,
+)
 
 try:
     import fcntl
 except ImportError:  # Windows: two runs in one folder are then not told apart
     fcntl = None
-
-LONGEST = 1 << 20
-"""Of run.json and of a line of events [bytes]; ours take a few thousand."""
 
 
 class Busy(RuntimeError):
@@ -173,44 +177,6 @@ class RunFolder:
             number = os.open(file, flags, 0o644)
             with os.fdopen(number, "ab") as out:
                 out.write(text.encode())
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file that may come from anywhere: small, without NaN or repeated names.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or not what JSON allows.
-    """
-    try:
-        with open_regular(file) as stream:
-            text = stream.read(LONGEST + 1)
-        if len(text) > LONGEST:
-            raise ValueError(f"it is longer than {LONGEST >> 20} MB")
-        found = json.loads(
-            text.decode(), parse_constant=_finite, parse_float=_finite, object_pairs_hook=_named
-        )
-        if not isinstance(found, dict):
-            raise ValueError("it holds no names")
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}). Start the run again.") from None
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no finite number")
-    return value
-
-
-def _named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
 
 
 def _holder(lock: BinaryIO) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from erg.data.loader import Loader
-from erg.durable import write_atomically
+from erg.durable import read_json, write_atomically
 from erg.evaluate.auroc import auroc, auroc_score
 from erg.evaluate.knn import leave_one_out
 from erg.evaluate.rank import effective_rank, spread
@@ -151,7 +151,7 @@ def record_energies(file: Path, method: Method, views: Views, when: str) -> None
     """
     known: dict[str, Any] = {"format": 1}
     if file.exists():
-        known = json.loads(file.read_text())
+        known = read_json(file)
     device = next(method.parameters()).device
     matched, mismatched = energies(method, views, device, None)
     known["pairing"] = views.pairing

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from erg import distributed
@@ -26,7 +27,9 @@ from erg.train.health import Health, Observer, Watched
 from erg.train.log import Clock, Log
 from erg.train.optim import build_optimiser
 from erg.train.preempt import Stopped, Watch
-from erg.train.run import Run
+from erg.train.run import Run, Strategy
+from erg.train.sharding import check_shardable, shard, whole
+from erg.train.shortcut import Shortcut
 from erg.views.random import Purpose, bits
 from erg.views.types import Views
 
@@ -84,9 +87,14 @@ class Loop:
         self, run: Run, data: Data, *, device: torch.device | None = None, threads: int = 2
     ) -> None:
         self.run, self.data = run, data
-        self.fabric = _fabric(device)
+        self.fabric = _fabric(device, run.strategy)
         self.device = self.fabric.device
         self.method = run.build(self.device)
+        self.wrapped: Any = None
+        self.sharded = run.strategy == "fsdp" and distributed.active()
+        if self.sharded:
+            check_shardable(self.method)
+            self.wrapped = self.fabric.setup_module(self.method)  # before the optimiser sees it
         self.optimiser = build_optimiser(run.optimiser, self.method)
         self.autocast = run.autocast(self.device)
         encoder = self.method.encoder
@@ -108,10 +116,11 @@ class Loop:
 
     def _set_up(self) -> Callable[[Views, float], Loss]:
         """`loss` through data-parallel training where there are several processes."""
-        self.wrapped: Any = None
         if self.run.compile:
             self.method.encoder.compile()  # in place: the names of its weights stay
         if not distributed.active() or self.optimiser is None:
+            return self.method.loss
+        if self.sharded:
             return self.method.loss
         with warnings.catch_warnings():
             # Newer torch renames the option and has no other way yet to leave buffers alone.
@@ -120,6 +129,15 @@ class Loop:
         self.wrapped.mark_forward_method("loss")
         self.optimiser = optimiser.optimizer
         return lambda views, progress: self.wrapped.loss(views, progress)
+
+    def whole(self) -> Method:
+        """The method with all of its parameters, for which all processes have to ask: a copy where
+        they hold shares."""
+        if not self.sharded:
+            return self.method
+        copied = replace(self.run, init=None).build(self.device)
+        copied.load_state_dict({k: whole(t) for k, t in self.method.state_dict().items()})
+        return copied
 
     def seed(self, step: int, micro: int, what: int) -> None:
         """So that no generator's state has to be saved: it is a function of the step."""
@@ -167,7 +185,8 @@ class Loop:
         seen: dict[str, torch.Tensor] = {}
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         if self.run.optimiser.clip:
-            seen["grad_norm"] = nn.utils.clip_grad_norm_(trained, self.run.optimiser.clip)
+            norm = nn.utils.clip_grad_norm_(trained, self.run.optimiser.clip)
+            seen["grad_norm"] = whole(norm)
         rate = self.run.optimiser.learning_rate(progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -231,6 +250,7 @@ class Loop:
         self.loader.close()
 
 
+@distributed.counting_on_others()
 def train(
     loop: Loop,
     folder: RunFolder,
@@ -253,6 +273,8 @@ def train(
     Raises:
         Stopped: a signal asked for it; the state is saved.
         Diverged: the loss is not finite; nothing after the last checkpoint is kept.
+        Lost: another process has died or does not answer; nothing after the last checkpoint is
+            kept.
     """
     run, writes = loop.run, distributed.rank() == 0
     restored = load_checkpoint(folder.checkpoints, loop.method, loop.optimiser) if resume else None
@@ -276,7 +298,7 @@ def train(
             if observer.due(step):
                 log.write()
                 # Every rank looks, since a method may speak with the others; rank 0 writes.
-                seen = observer.look(loop.method, step)
+                seen = observer.look(loop.whole(), step)
                 health.update(seen)
                 if writes:
                     folder.event(step, **seen)
@@ -285,7 +307,8 @@ def train(
         log.write()
         if writes:
             folder.flush()
-            save_checkpoint(folder.checkpoints, step, loop.method, loop.optimiser)
+        if writes or loop.sharded:
+            save_checkpoint(folder.checkpoints, step, loop.method, loop.optimiser, writes=writes)
         _assert_equal_ranks(loop.method)
 
     with Watch() as watch:
@@ -318,16 +341,17 @@ def train(
                 raise Stopped(watch.code or 75, done)
     if done == 0 or not folder.checkpoints.exists():
         save(done)
-    return loop.method
+    return loop.whole()
 
 
+@distributed.counting_on_others()
 def measured(
     run: Run, loop: Loop, minutes: float, started: float, observers: Sequence[Observer] = ()
 ) -> Run:
     """The run with as many steps as fit into `minutes`, of which some are gone.
 
-    A twentieth is kept for saving. What `Health` takes is measured too, on a copy of it: with a
-    large encoder a look at the held-out images lasts as long as many steps.
+    A twentieth is kept for saving. What `Health` and `Shortcut` take is measured too, on copies of
+    them: with a large encoder a look at the held-out images lasts as long as many steps.
 
     Args:
         run: whose steps are counted.
@@ -341,12 +365,14 @@ def measured(
     steps = max(1, int(whole / seconds))
     looks = 0.0
     for observer in observers:
-        if isinstance(observer, Health):
+        if isinstance(observer, Health | Shortcut):
             own = copy.copy(observer)
             own.start(_watched(replace(loop.run, steps=steps), loop))
-            start = time.monotonic()
-            own.look(loop.method, 0)
-            looks += (time.monotonic() - start) * sum(own.due(step) for step in range(steps + 1))
+            for step in (0, 1) if own.due(0) else ():  # the first look is a longer one
+                start = time.monotonic()
+                own.look(loop.whole(), step)
+                due = 1 if step == 0 else sum(own.due(later) for later in range(1, steps + 1))
+                looks += (time.monotonic() - start) * due
     left = whole - looks - (time.monotonic() - started)
     left = float(distributed.mean(torch.tensor([left])))
     return replace(run, steps=max(1, int(left / seconds)))
@@ -384,17 +410,27 @@ def several_processes() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _fabric(device: torch.device | None) -> Fabric:
+def join(device: torch.device | None = None) -> torch.device:
+    """The device of this process, which first joins the others that torchrun started with it."""
+    return _fabric(device).device
+
+
+def _fabric(device: torch.device | None, strategy: Strategy = "ddp") -> Fabric:
     """Device and process group; several processes are those that torchrun started."""
     accelerator = "auto" if device is None else device.type
     if not several_processes():
         return Fabric(accelerator=accelerator, devices=1)
     # Gloo and NCCL would wait half an hour, or for ever, for a process that hangs.
     patience = timedelta(seconds=float(os.environ.get(PATIENCE, "600")))
-    strategy = DDPStrategy(broadcast_buffers=False, timeout=patience)
     world, nodes = int(os.environ["WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    sharing = DDPStrategy(broadcast_buffers=False, timeout=patience)
+    if strategy == "fsdp":
+        sharing = ModelParallelStrategy(
+            lambda method, mesh: shard(method, mesh["data_parallel"]),
+            data_parallel_size=world, tensor_parallel_size=1, timeout=patience,
+        )  # fmt: skip
     fabric = Fabric(
-        accelerator=accelerator, devices=world // nodes, num_nodes=nodes, strategy=strategy
+        accelerator=accelerator, devices=world // nodes, num_nodes=nodes, strategy=sharing
     )
     fabric.launch()
     return fabric

@@ -13,11 +13,12 @@ from erg import catalog
 from erg.encoders import build_encoder
 from erg.method import Method
 from erg.schedule import Schedule, WarmupCosine
-from erg.views.plan import Augmentation, Masking, Plan
+from erg.views.plan import Augmentation, Masking, Plan, Tiles
 from erg.views.random import Purpose, bits
 
 FORMAT = 1
 Precision = Literal["auto", "32", "bf16", "64"]
+Strategy = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ class Run:
         seed: of everything random.
         precision: auto takes bf16 where the processor has it.
         compile: whether torch.compile makes the encoder's code; other bits than without.
+        strategy: how several processes share the work: ddp, each with the whole method, or fsdp,
+            each with a share of every parameter.
         hold_out: images kept out of training for watching, at most 5 % of all.
         checkpoint_minutes: between checkpoints [minutes].
     """
@@ -97,6 +100,7 @@ class Run:
     seed: int = 0
     precision: Precision = "auto"
     compile: bool = False
+    strategy: Strategy = "ddp"
     hold_out: int = 1000
     checkpoint_minutes: float = 5.0
 
@@ -104,6 +108,8 @@ class Run:
         for name in ("image_size", "batch", "accumulate", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1 (got {getattr(self, name)}).")
+        if self.strategy not in ("ddp", "fsdp"):
+            raise ValueError(f"no strategy is called {self.strategy!r}. Use ddp or fsdp.")
         if self.batch % self.accumulate:
             raise ValueError(
                 f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts. "
@@ -195,7 +201,7 @@ def environment() -> dict[str, str]:
     }
 
 
-_DATA = {kind.__name__: kind for kind in (Plan, Augmentation, Masking, Optimiser)}
+_DATA = {kind.__name__: kind for kind in (Plan, Augmentation, Masking, Tiles, Optimiser)}
 
 
 def _plain(value: Any) -> Any:
@@ -230,4 +236,4 @@ def _thing(value: Any) -> Any:
     return kinds[name](**inner)
 
 
-__all__ = ["FORMAT", "Optimiser", "Precision", "Run", "Schedule", "environment"]
+__all__ = ["FORMAT", "Optimiser", "Precision", "Run", "Schedule", "Strategy", "environment"]

@@ -34,7 +34,7 @@ it stands [share of the room that its size leaves] and its size [share of the vi
 
 # The purposes of random.Purpose that are used here.
 _CROP, _FLIP, _TURNS, _JITTER, _GREY, _BLUR, _SOLARISE, _NOISE, _ZEROED = range(1, 10)
-_CUTOUT = 13
+_CUTOUT, _TILES = 13, 14
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -639,6 +639,40 @@ def _write_bytes(everything, flip, turns, out):
                 out[i, j, 2] = _byte(everything[p + blue])
 
 
+# Tiles
+
+
+@_kernel("void(float32[::1], int64, int64, int64, int64, int64, float32[::1], int64)")
+def _tile(everything, side, flip, turns, top, left, tile, n):
+    """Cut n x n pixels out of the turned and flipped view, into planes that are neither."""
+    place, down, across = _walk(flip, turns, side)
+    for c in range(3):
+        for x in range(n):
+            first = c * side * side + place + top * down + (left + x) * across
+            for y in range(n):
+                tile[(c * n + x) * n + y] = everything[first + y * down]
+
+
+@_kernel("void(float32[::1], int64, float32[::1], float32[::1], uint64)")
+def _drop(tile, kept, mean, spare, h):
+    """Leave one channel; the two others become the mean colour with noise of a hundredth of the
+    deviation of the one that stays."""
+    n = len(tile) // 3
+    total, squares = 0.0, 0.0
+    for i in range(kept * n, (kept + 1) * n):
+        value = np.float64(tile[i])
+        total += value
+        squares += value * value
+    deviation = np.sqrt(max(squares / n - (total / n) * (total / n), 0.0))
+    for i in range(2 * n):
+        spare[i] = 0
+    _add_noise(spare, 0.01 * deviation, h)
+    for k in range(2):
+        c = (kept + 1 + k) % 3
+        for i in range(n):
+            tile[c * n + i] = mean[c] + spare[k * n + i]
+
+
 @_kernel("void(float32[:, :, ::1], float32[:, :, ::1])")
 def _copy(source, target):
     """A loop: an assignment of arrays takes four seconds to compile."""
@@ -667,18 +701,19 @@ def _colours(planes, spare, row, gauss, padded):
 
 @_kernel(
     "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], float64[:, ::1], uint64, "
-    "uint64, int64[::1], uint64, float64, float64, float32[::1], float32[::1], "
-    "uint8[:, :, :, ::1])"
+    "uint64, int64[::1], uint64, float64, float64, float32[::1], float32[::1], int64, "
+    "int64[:, :, ::1], uint8[:, :, :, :, ::1])"
 )
 def render_batch(
-    flat, offset, width, params, seed, epoch, index, view, noise, zeroed, mean, std, out
-):
+    flat, offset, width, params, seed, epoch, index, view, noise, zeroed, mean, std, side, places,
+    out,
+):  # fmt: skip
     """Render every item of a slice; scratch is allocated once.
 
-    `out` is the memory of [b s s 3] as bytes. How many a number has tells its form: 4 float32,
-    2 bfloat16, 1 uint8.
+    `out` is the memory of [b 1 s s 3] as bytes, or of p tiles, [b p t t 3], that are cut out of
+    views of `side` at `places` [b p 3] (as in `masks.Cut`). How many bytes a number has tells its
+    form: 4 float32, 2 bfloat16, 1 uint8.
     """
-    side, size = out.shape[1], out.shape[3] // 3
     box_h, box_w = np.int64(0), np.int64(0)
     for i in range(len(index)):
         box_h = max(box_h, np.int64(params[i, HEIGHT]))
@@ -693,6 +728,8 @@ def render_batch(
     spare = np.empty((3, side, side), np.float32)
     radius = max(side // 10 // 2, 1)  # kernel side // 10 made odd, at least 3
     gauss, padded = np.empty(radius + 1, np.float32), np.empty(side + 2 * radius, np.float32)
+    n, size, cut = out.shape[2], out.shape[4] // 3, places.shape[1] > 0
+    tile, dropped = np.empty(3 * n * n, np.float32), np.empty(2 * n * n, np.float32)
     for i in range(len(index)):
         row = params[i]
         box_h, box_w, pitch = np.int64(row[HEIGHT]), np.int64(row[WIDTH]), 3 * width[i]
@@ -712,9 +749,18 @@ def render_batch(
                 plane = everything[c * side * side : (c + 1) * side * side]
                 _zero_pixels(plane, mean[c], zeroed, chain(h, np.uint64(_ZEROED)))
         flip, turns = np.int64(row[FLIP]), np.int64(row[TURNS])
-        if size == 4:
-            _write(everything, flip, turns, mean, std, out[i].view(np.float32))
-        elif size == 2:
-            _write_bfloat16(everything, flip, turns, mean, std, out[i].view(np.uint16))
-        else:
-            _write_bytes(everything, flip, turns, out[i])
+        for k in range(out.shape[1]):
+            piece, flipped, turned = everything, flip, turns
+            if cut:
+                top, left, kept = places[i, k, 0], places[i, k, 1], places[i, k, 2]
+                _tile(everything, side, flip, turns, top, left, tile, n)
+                if kept >= 0:
+                    word = chain(chain(h, np.uint64(_TILES)), np.uint64(k))
+                    _drop(tile, kept, mean, dropped, word)
+                piece, flipped, turned = tile, 0, 0
+            if size == 4:
+                _write(piece, flipped, turned, mean, std, out[i, k].view(np.float32))
+            elif size == 2:
+                _write_bfloat16(piece, flipped, turned, mean, std, out[i, k].view(np.uint16))
+            else:
+                _write_bytes(piece, flipped, turned, out[i, k])

@@ -27,27 +27,119 @@ class Masking:
     Args:
         grid: rows and columns of patches.
         ratio: share hidden; `round(ratio * n)` patches of every image.
-        kind: random patches, each equally likely.
+        kind: `random`, patches, each equally likely; `blocks`, rectangles put over each other
+            until the share is hidden; `targets`, rectangles to predict from a context, which
+            share and spread have nothing to do with.
+        spread: the share of each image is uniform in ratio - spread to ratio + spread.
+        masked: probability that an image is masked at all.
+        aspect: range of the height / width of a rectangle, drawn log-uniformly.
+        targets: number of rectangles to predict.
+        area: range of the area of each [fraction of the grid's].
+        context: range of the area of the rectangle that is seen but for the targets in it
+            [fraction of the grid's].
     """
 
     grid: tuple[int, int]
     ratio: float = 0.75
-    kind: Literal["random"] = "random"
+    kind: Literal["random", "blocks", "targets"] = "random"
+    spread: float = 0.0
+    masked: float = 1.0
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    targets: int = 4
+    area: tuple[float, float] = (0.15, 0.2)
+    context: tuple[float, float] = (0.85, 1.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise ValueError(f"ratio should be in [0, 1) (got {self.ratio}).")
+        if not 0 <= self.spread <= min(self.ratio, 1 - self.ratio):
+            raise ValueError(
+                f"ratio - spread and ratio + spread are shares in [0, 1] (got {self.ratio} and "
+                f"{self.spread}). Use a smaller spread."
+            )
+        if not 0 <= self.masked <= 1:
+            raise ValueError(f"masked is a probability in [0, 1] (got {self.masked}).")
+        for name, top in (("aspect", float("inf")), ("area", 1), ("context", 1)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= top:
+                raise ValueError(f"{name} should be 0 < low <= high <= {top} (got {low}, {high}).")
+        if self.targets < 1:
+            raise ValueError(f"there should be at least one target (got {self.targets}).")
 
     @property
     def hidden(self) -> int:
-        """Number of hidden patches per image."""
+        """Number of hidden patches per image, in the middle of the spread."""
         return round(self.ratio * self.grid[0] * self.grid[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Which tiles to cut a view into: one from each cell of a grid, at a random place of its own.
+
+    In the data the tiles stand one below the other, in the order that `How` remembers. What would
+    give their places away without a look at the picture is taken away: edges that go on (at least
+    one pixel is lost between any two tiles), lines that go on (each place is drawn on its own),
+    and the colour fringes of lenses (`drop`). The numbers are those of Doersch et al. 2015.
+
+    Args:
+        grid: rows and columns of cells.
+        gap: smallest distance of neighbouring tiles [fraction of the cell's side].
+        jitter: range in which the place of a tile is drawn [fraction of the cell's side]; what gap
+            and jitter leave of the cell is the tile's side.
+        orders: orders the tiles may stand in, each equally likely: the cell, row-major, whose tile
+            stands first, second and so on. Empty for all orders of all cells.
+        drop: probability that a tile keeps one colour channel, any of them, and has noise of a
+            hundredth of that one's standard deviation in the two others.
+    """
+
+    grid: tuple[int, int] = (3, 3)
+    gap: float = 34 / 144
+    jitter: float = 14 / 144
+    orders: tuple[tuple[int, ...], ...] = ()
+    drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1:
+            raise ValueError(f"grid should have at least one row and column (got {self.grid}).")
+        if not (self.gap >= 0 and self.jitter >= 0 and self.gap + self.jitter < 1):
+            raise ValueError(
+                f"gap and jitter should be shares of a cell that leave room for a tile (got "
+                f"{self.gap} and {self.jitter})."
+            )
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop is a probability and should be in [0, 1] (got {self.drop}).")
+        cells = range(self.grid[0] * self.grid[1])
+        for order in self.orders:
+            if not order or len(order) != self.count or not set(order) <= set(cells):
+                raise ValueError(
+                    f"orders should be equally long and name cells 0 to {cells[-1]} (got {order})."
+                )
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return len(self.orders[0]) if self.orders else self.grid[0] * self.grid[1]
+
+    def pixels(self, side: int) -> tuple[int, int, int]:
+        """Side of a cell, side of a tile and range of its place for a view of `side` [pixels].
+
+        Raises:
+            ValueError: cells of less than two pixels, which leave nothing between tiles.
+        """
+        cell = side // max(self.grid)
+        if cell < 2:
+            raise ValueError(
+                f"a view of {side} pixels has no room for {self.grid[0]} x {self.grid[1]} tiles. "
+                "Use larger images or a smaller grid."
+            )
+        tile = min(max(round((1 - self.gap - self.jitter) * cell), 1), cell - 1)
+        return cell, tile, min(round(self.jitter * cell), cell - 1 - tile)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How one view is made, in this order: crop and resize, flip, quarter turns, colour jitter,
-    grey, blur, solarise, cut-out, noise, zeroed pixels, normalise, mask.
+    grey, blur, solarise, cut-out, noise, zeroed pixels, tiles, normalise, mask.
 
     Args:
         size: side of the view, as a fraction of the encoder's image size.
@@ -73,8 +165,9 @@ class Augmentation:
         noise: standard deviation of Gaussian noise [fraction of the full range], not clipped.
         zeroed: probability with which each pixel is set to the mean colour (masking noise).
         mask: which patches to hide; the data stay whole.
+        tiles: which tiles to cut the view into; the data are these.
         same_as: the main view whose crop, flip and colours this one repeats (turns, cut-out,
-            noise, zeroed and mask stay its own).
+            noise, zeroed, mask and tiles stay its own).
     """
 
     size: float = 1.0
@@ -97,6 +190,7 @@ class Augmentation:
     noise: float = 0.0
     zeroed: float = 0.0
     mask: Masking | None = None
+    tiles: Tiles | None = None
     same_as: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,6 +206,13 @@ class Augmentation:
                 raise ValueError(f"{name} should be 0 < low <= high (got {ratio}).")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue should be in [0, 0.5] (got {self.hue}).")
+        if self.mask is not None and self.tiles is not None:
+            raise ValueError("a view has a mask or tiles, not both. Leave one out.")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether values are drawn that leave [0, 1] or are finer than a byte tells."""
+        return self.noise > 0 or (self.tiles is not None and self.tiles.drop > 0)
 
     def pixels(self, image_size: int) -> int:
         """Side of the view [pixels] for an encoder of `image_size`, a multiple of 4 if local."""
@@ -128,7 +229,8 @@ class Plan:
         main: full views.
         local: small views of a multi-crop plan, sorted by size.
         pairs: what the x and y of F(x, y) are: `views` (two main views), `itself` (visible and
-            hidden patches of a view), `turn` (a view and its quarter turn), `alone` (no x).
+            hidden patches of a view), `turn` (a view and its quarter turn), `order` (tiles and
+            their order), `alone` (no x).
         kind: image; array (vectors, as they are); tokens.
     """
 

@@ -43,6 +43,8 @@ class Purpose(IntEnum):
     WEIGHTS = 11
     STEP = 12
     CUTOUT = 13
+    TILES = 14
+    ARRANGEMENT = 15
 
 
 def _as_uint64(word: Word) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""From pixels to views: carries out the augmentations of a plan with the compiled kernels."""
+"""From pixels to views: carries out the augmentations of a plan with the compiled kernels; and from
+tokens to views, which are the tokens with masks."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,9 +10,9 @@ import torch
 from jaxtyping import Float64, Int64, Shaped
 
 from erg.views import kernels
-from erg.views.masks import random_mask
+from erg.views.masks import Cut, draw_mask, random_tiles
 from erg.views.pixels import Pixels
-from erg.views.plan import Augmentation, Plan
+from erg.views.plan import WHOLE, Augmentation, Plan
 from erg.views.types import How, Output, View, Views
 
 MEMORY: dict[Output, str] = {"float32": "float32", "bfloat16": "uint16", "uint8": "uint8"}
@@ -78,6 +79,7 @@ def render(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     out: Shaped[np.ndarray, "b h w 3"],
+    cut: Cut | None = None,
     pool: ThreadPoolExecutor | None = None,
 ) -> None:
     """Render views with given parameters into `out`, channels last, in the form of its numbers.
@@ -86,29 +88,40 @@ def render(
         pixels: the images.
         params: from `draw`.
         augmentation: of which noise and zeroed are read here.
-        view: number of the view, which noise and zeroed pixels depend on.
+        view: number of the view, which noise, zeroed pixels and dropped colours depend on.
         seed: of the run.
         epoch: number of the epoch.
         index: row of each image in the manifest.
         mean: subtracted per channel.
         std: divided by per channel.
-        out: square views, filled here: float32, uint16 (the bits of bfloat16) or uint8 (values
-            clipped to [0, 1] and rounded to [0, 255], not normalised).
+        out: square views, or square tiles one below the other, filled here: float32, uint16 (the
+            bits of bfloat16) or uint8 (values clipped to [0, 1] and rounded to [0, 255], not
+            normalised).
+        cut: which tiles to cut out of the views, if any.
         pool: threads to share the batch; None renders in this thread. Must not be a pool whose
             workers are all waiting in this function.
 
     Raises:
         ValueError: `out` has numbers of another form, or one that cannot hold the view's noise.
     """
-    if out.dtype not in (np.float32, np.uint16, np.uint8):
-        raise ValueError(f"out is {out.dtype}. Give float32, uint16 (for bfloat16) or uint8.")
-    if out.dtype == np.uint8 and augmentation.noise > 0:
+    if out.dtype not in (np.float32, np.uint16, np.uint8) or not out.flags.c_contiguous:
         raise ValueError(
-            f"a view with noise of {augmentation.noise} has values outside [0, 1], which uint8 "
-            "would clip. Make it in float32 or bfloat16."
+            f"out is {out.dtype}, contiguous: {out.flags.c_contiguous}. Give float32, uint16 (for "
+            "bfloat16) or uint8, contiguous."
+        )
+    if out.dtype == np.uint8 and augmentation.noisy:
+        raise ValueError(
+            f"a view with noise of {augmentation.noise} or dropped colours has values outside "
+            "[0, 1] or finer than a byte, which uint8 would clip. Make it in float32 or bfloat16."
         )
     kernels.compile_kernels()
-    memory = out.view(np.uint8)
+    if cut is None:
+        side, places = out.shape[1], np.empty((len(index), 0, 3), dtype=np.int64)
+        memory = out.view(np.uint8)[:, None]  # [b 1 s s bytes]
+    else:
+        side, places = cut.side, cut.places
+        shape = (len(index), places.shape[1], cut.tile, cut.tile)
+        memory = out.view(np.uint8).reshape(*shape, 3 * out.itemsize)
     flat = np.asarray(pixels.flat).view()
     flat.flags.writeable = False  # the kernel's one signature reads memory maps too
     offset, width, rows = _integers(pixels.offset), _integers(pixels.width), _integers(index)
@@ -128,6 +141,8 @@ def render(
             augmentation.zeroed,
             means,
             stds,
+            side,
+            places[part],
             memory[part],
         )
 
@@ -157,6 +172,7 @@ def make_view(
     output: Output = "float32",
     pin: bool = False,
     out: Shaped[np.ndarray, "b h w 3"] | None = None,
+    step: int = 0,
 ) -> View:
     """Make one view of every image.
 
@@ -164,7 +180,7 @@ def make_view(
         pixels: the images.
         augmentation: how the view is made.
         view: number of the view (main views first, then local ones), which quarter turns, cut-out,
-            noise, zeroed pixels and mask depend on.
+            noise, zeroed pixels, mask and tiles depend on.
         geometry: number of the view whose crop, flip and colours this one has; usually `view`.
         seed: of the run.
         epoch: number of the epoch.
@@ -178,16 +194,21 @@ def make_view(
         pin: allocate memory that a GPU copies from by itself; there has to be one.
         out: memory of the view, where it should not be allocated anew: float32, uint16 for
             bfloat16, or uint8.
+        step: optimiser step the batch belongs to, which sizes that a batch shares depend on.
 
     Returns:
-        A view of data [b 3 s s] in channels-last memory, that of `out`.
+        A view of data [b 3 s s], or of p tiles [b 3 p*t t], in channels-last memory, that of `out`.
 
     Raises:
         ValueError: the arguments do not fit each other.
     """
     side = augmentation.pixels(image_size)
     _check(pixels, index, mean, std)
+    tiles, rows = augmentation.tiles, _integers(index)
+    cut = random_tiles(tiles, side, seed, epoch, rows, view) if tiles else None
     shape = (len(index), side, side, 3)
+    if cut is not None:
+        shape = (len(index), cut.order.shape[1] * cut.tile, cut.tile, 3)
     data = _memory(shape, output, pin) if out is None else _given(out, shape, output)
     params = draw(
         pixels,
@@ -209,14 +230,15 @@ def make_view(
         mean=mean,
         std=std,
         out=data.numpy(),
+        cut=cut,
         pool=pool,
     )
     masking = augmentation.mask
     data = data.view(torch.bfloat16) if output == "bfloat16" else data
     return View(
         data=data.permute(0, 3, 1, 2),  # [b 3 s s]
-        made=_how(pixels, params),
-        mask=random_mask(masking, seed, epoch, index, view) if masking else None,
+        made=_how(pixels, params, cut),
+        mask=draw_mask(masking, seed, epoch, step, index, view) if masking else None,
         mean=tuple(mean),
         std=tuple(std),
     )
@@ -242,8 +264,9 @@ def make_views(
     Args:
         plan: of kind image.
         step: optimiser step the batch belongs to.
-        output: numbers of the views. Views with noise, which uint8 cannot hold, are made in
-            float32 instead: methods are given the same normalised floats after `Views.to`.
+        output: numbers of the views. Views with noise or dropped colours, which uint8 cannot hold,
+            are made in float32 instead: methods are given the same normalised floats after
+            `Views.to`.
 
     Raises:
         ValueError: the plan is not of images, or the arguments do not fit each other.
@@ -266,8 +289,9 @@ def make_views(
                 mean=mean,
                 std=std,
                 pool=pool,
-                output="float32" if output == "uint8" and augmentation.noise > 0 else output,
+                output="float32" if output == "uint8" and augmentation.noisy else output,
                 pin=pin,
+                step=step,
             )
         )
     n = len(plan.main)
@@ -275,8 +299,54 @@ def make_views(
     return Views(tuple(made[:n]), rows, local=tuple(made[n:]), step=step, pairing=plan.pairs)
 
 
+def make_tokens(
+    tokens: Shaped[np.ndarray, "b n"],
+    plan: Plan,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    index: Int64[np.ndarray, " b"],
+) -> Views:
+    """Make all views of sequences: the tokens as they are, and which of them are hidden.
+
+    Args:
+        tokens: whole numbers, with -1 behind the end of shorter sequences.
+        plan: of whole views, with masks or without.
+        seed: of the run.
+        epoch: number of the epoch.
+        step: optimiser step the batch belongs to.
+        index: row of each sequence in the manifest.
+
+    Raises:
+        ValueError: the plan crops or colours, or its masks are of another length.
+    """
+    data = torch.from_numpy(tokens.astype(np.int64))
+    valid = data >= 0
+    length = None if bool(valid.all()) else valid.sum(dim=1)
+    made: list[View] = []
+    for number, wanted in enumerate(plan.main + plan.local):
+        if replace(wanted, mask=None) != WHOLE:
+            raise ValueError(
+                "this plan crops or colours, which tokens cannot be. Use a method of tokens: BERT."
+            )
+        masking, mask = wanted.mask, None
+        if masking is not None:
+            if masking.grid != (1, data.shape[1]):
+                raise ValueError(
+                    f"the mask is of {masking.grid[0]} x {masking.grid[1]} places, and sequences "
+                    f"have {data.shape[1]} tokens. Build the encoder with that image_size."
+                )
+            mask = draw_mask(masking, seed, epoch, step, index, number)
+            mask = replace(mask, hidden=mask.hidden & valid[:, None])
+        made.append(View(data, mask=mask, length=length))
+    n = len(plan.main)
+    rows = torch.from_numpy(_integers(index).copy())
+    return Views(tuple(made[:n]), rows, local=tuple(made[n:]), step=step, pairing=plan.pairs)
+
+
 _OWN = (
-    "size", "turns", "cutout", "cutout_area", "cutout_ratio", "noise", "zeroed", "mask",
+    "size", "turns", "cutout", "cutout_area", "cutout_ratio", "noise", "zeroed", "mask", "tiles",
 )  # fmt: skip
 """What a view that repeats another has of its own."""
 
@@ -294,7 +364,7 @@ def _resolve(plan: Plan, wanted: Augmentation, number: int) -> tuple[Augmentatio
     return replace(first, **own), geometry
 
 
-def _how(pixels: Pixels, params: Float64[np.ndarray, "b p"]) -> How:
+def _how(pixels: Pixels, params: Float64[np.ndarray, "b p"], cut: Cut | None) -> How:
     box = params[:, kernels.TOP : kernels.WIDTH + 1].astype(np.float32)
     source = np.stack([_integers(pixels.height), _integers(pixels.width)], axis=1)
     return How(
@@ -302,6 +372,7 @@ def _how(pixels: Pixels, params: Float64[np.ndarray, "b p"]) -> How:
         flip=torch.from_numpy(params[:, kernels.FLIP] > 0),
         turns=torch.from_numpy(params[:, kernels.TURNS].astype(np.int64)),
         source=torch.from_numpy(source),
+        order=None if cut is None else torch.from_numpy(cut.order),
     )
 
 

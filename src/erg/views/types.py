@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-Pairs = Literal["views", "itself", "turn", "alone"]
+Pairs = Literal["views", "itself", "turn", "order", "alone"]
 
 Output = Literal["float32", "bfloat16", "uint8"]
 """The numbers of a new view: normalised, in four or two bytes; or in [0, 255], in one."""
@@ -39,7 +39,8 @@ class How:
         flip: mirrored left to right (after the crop, before the quarter turns).
         turns: quarter turns counter-clockwise, 0 to 3 (last of the geometric steps).
         source: height, width of the source image [pixels].
-        order: order of the patches, where the plan shuffles them.
+        order: of the tiles, where the plan cuts the view into some: the cell of the grid,
+            row-major, that the first tile is from, the second and so on.
     """
 
     box: Float[Tensor, "b 4"]
@@ -109,10 +110,11 @@ class View:
 
     Args:
         data: an image [b c h w], a vector [b d] or tokens [b n]; floats are already normalised
-            with `mean` and `std`. Images in uint8 are not yet: `to` does it, on the device.
+            with `mean` and `std`. Images in uint8 are not yet: `to` does it, on the device. Square
+            tiles of an image stand one below the other (see `tiles`).
         made: how it was made, per item.
         mask: which patches are hidden.
-        length: valid tokens per item, where items are padded.
+        length: valid tokens per item, where some are padded; behind them the data are -1.
         mean: what was subtracted from data in [0, 1], per channel.
         std: what it was divided by, per channel.
     """
@@ -155,6 +157,20 @@ class View:
             _per_channel(values, data.ndim, exact, data.device) for values in (shift, scale)
         )
         return torch.addcmul(shifts, data, scales).to(dtype)
+
+    def tiles(self) -> Shaped[Tensor, "all c s s"]:
+        """The tiles of a view that is cut into some: all of the first image, then of the next.
+
+        A view of the same memory where that is channels-last.
+
+        Raises:
+            ValueError: the view is not cut into tiles.
+        """
+        if self.made is None or self.made.order is None:
+            raise ValueError("this view has no tiles. Use a plan that cuts it into some.")
+        b, c, _, side = self.data.shape
+        rows = self.data.permute(0, 2, 3, 1).reshape(b * self.made.order.shape[1], side, side, c)
+        return rows.permute(0, 3, 1, 2)
 
     def with_data(self, data: Tensor) -> "View":
         """The same view of other data: How, Mask and scale are kept."""
@@ -256,8 +272,8 @@ class Views:
         """Walk the (x, y) that belong together.
 
         views: every two main views of an image; itself: the visible and the hidden patches of one
-        view; turn: an image and its quarter turn; alone: x is None, y the first view, of which
-        further ones are corruptions.
+        view; turn: an image and its quarter turn; order: tiles and their order; alone: x is None,
+        y the first view, of which further ones are corruptions.
         """
         if self.pairing == "views":
             for i, x in enumerate(self.main):
@@ -269,25 +285,39 @@ class Views:
             for view in self.main:
                 if self.pairing == "itself":
                     yield view, view
-                else:
+                elif self.pairing == "turn":
                     assert view.made is not None
                     yield view, view.made.turns
+                else:
+                    assert view.made is not None
+                    assert view.made.order is not None
+                    yield view, view.made.order
 
     def mismatched(self) -> Iterator[tuple[View | None, View | Tensor]]:
         """Walk (x, y) that do not belong together, the contrast set of every diagnostic.
 
         views and itself: y of the next image of the batch, with its How and Mask; turn: another
-        turn; alone: data off the manifold, the image with its pixels independent (each channel
-        uniform in the range it has in the batch) and the image with its patches shuffled.
+        turn; order: another of the orders in this batch; alone: data off the manifold, the image
+        with its pixels independent (each channel uniform in the range it has in the batch) and the
+        image with its patches shuffled.
         """
         for x, y in self.pairs():
             if isinstance(y, Tensor):
-                yield x, (y + 1 + self.index % 3) % 4
+                answers, right = self.answers(y)
+                further = 1 + self.index % max(len(answers) - 1, 1)
+                yield x, answers[(right + further) % len(answers)]
             elif x is None:
                 yield None, y.with_data(_independent(y.data, self.step))
                 yield None, y.with_data(_shuffled(y.data, self.step))
             else:
                 yield x, y.roll(1)
+
+    def answers(self, y: Int[Tensor, "b *p"]) -> tuple[Int[Tensor, "k *p"], Int[Tensor, " b"]]:
+        """All that y is chosen from, turns or the orders in this batch; and which of them it is."""
+        if self.pairing == "turn":
+            return torch.arange(4, device=y.device), y
+        answers, right = y.cpu().unique(dim=0, return_inverse=True)  # there MPS has it too
+        return answers.to(y.device), right.to(y.device)
 
 
 def _generator(step: int) -> torch.Generator:

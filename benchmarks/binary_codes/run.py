@@ -1,0 +1,197 @@
+"""Retrieval with binary codes: what do 64 bits keep of what float vectors find?
+
+    python benchmarks/binary_codes/run.py DATA [--seeds 0 1 2] [--minutes 3]
+
+The bank is the training set, the queries are test images; what is found is right if it has the
+query's class. Precision at 10 and at 100 are those expected of a random order of items at the same
+distance; mAP lets them in together. Float vectors: pixels, and the encoder of SimCLR trained for
+some minutes on the bank without labels. Codes of these by random hyperplanes, by the signs of
+principal components and by these turned (ITQ), all fitted on the bank; and the codes of a
+BinaryAutoencoder trained on the bank, beside float cosine of its own encoder.
+
+Bytes are those of an item in memory. Queries per second are the median of five searches for the
+10 nearest of all queries, with as many threads as torch takes; numpy counts bits with one.
+What is in results.json is not measured again.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import erg
+from erg.apply.embed import Opened, open_for, vectors_of
+from erg.apply.scores import pixels_of
+from erg.embeddings import unit
+from erg.evaluate.intervals import bootstrap
+from erg.evaluate.knn import nearest
+from erg.evaluate.precision import average_precision, precision_at
+from erg.explore.search import Codes, Hash, distances, nearest_codes
+from erg.recipes.default import Seen, default
+from erg.train.run import environment
+
+RESULTS = Path(__file__).parent / "results.json"
+SETS = {
+    "MNIST": ("mnist_train10k.parquet", "mnist_test.parquet", Seen(10_000, 28, False), 2000),
+    "Imagenette": (
+        "imagenette128_train.parquet", "imagenette128_val.parquet", Seen(3_000, 128, False), 1000,
+    ),
+}  # fmt: skip
+BITS = (32, 64, 128)
+HASHES: dict[str, Callable[[np.ndarray, int, int], Hash]] = {
+    "random hyperplanes": lambda bank, bits, seed: Hash.random(bank, bits, seed=seed),
+    "PCA signs": lambda bank, bits, seed: Hash.pca(bank, bits),
+    "PCA turned (ITQ)": lambda bank, bits, seed: Hash.rotated(bank, bits, seed=seed),
+}
+MODELS = {
+    "SimCLR": {"method": "SimCLR"},
+    "BinaryAutoencoder": {"method": "BinaryAutoencoder", "method_args": {"active": 0.5}},
+}
+
+
+def scores(
+    energies: Callable[[slice], np.ndarray],
+    relevant: np.ndarray,
+    find: Callable[[], Any],
+    size: int,
+) -> dict[str, Any]:
+    """Precision, mAP, bytes and queries per second of one way of searching.
+
+    Args:
+        energies: distances of all items to some of the queries.
+        relevant: whether an item has a query's class [m n].
+        find: one search for all queries.
+        size: bytes per item.
+    """
+    at: dict[str, list[np.ndarray]] = {"precision_10": [], "precision_100": [], "map": []}
+    for start in range(0, len(relevant), 250):
+        part = slice(start, start + 250)
+        far, mine = energies(part), relevant[part]
+        at["precision_10"].append(precision_at(far, mine, k=10))
+        at["precision_100"].append(precision_at(far, mine, k=100))
+        areas = [average_precision(d[r], d[~r]) for d, r in zip(far, mine, strict=True)]
+        at["map"].append(np.array(areas))
+    seconds: list[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        find()
+        seconds.append(time.perf_counter() - start)
+    found: dict[str, Any] = {}
+    for name, values in at.items():
+        score = bootstrap(np.concatenate(values))
+        found[name] = [round(v, 4) for v in (score.value, score.low, score.high)]
+    rates = [round(len(relevant) / s, 1) for s in seconds]
+    return {**found, "bytes": size, "queries_per_second": rates}
+
+
+def of_floats(bank: np.ndarray, asked: np.ndarray, relevant: np.ndarray) -> dict[str, Any]:
+    a, b = unit(bank), unit(asked)
+    return scores(
+        lambda part: -(b[part] @ a.T), relevant, lambda: nearest(bank, asked, k=10), 4 * a.shape[1]
+    )
+
+
+def of_codes(
+    bank: Codes, asked: Codes, relevant: np.ndarray, by: Any = "hamming"
+) -> dict[str, Any]:
+    return scores(
+        lambda part: distances(bank, Codes(asked.words[part], asked.bits), by=by),
+        relevant,
+        lambda: nearest_codes(bank, asked, k=10, by=by),
+        bank.bytes_per_item,
+    )
+
+
+def measure(data: Path, name: str, kind: str, seed: int, minutes: float) -> dict[str, Any]:
+    """Every way of searching that starts from one kind of vectors."""
+    bank_file, query_file, seen, queries = SETS[name]
+    files = [str(data / file) for file in (bank_file, query_file)]
+    with tempfile.TemporaryDirectory() as folder:
+        method: Any = None
+        encoder = erg.build_encoder("pixels", 32)
+        if kind != "pixels":
+            run, _ = default(seen, data=files[0], seed=seed, **MODELS[kind])
+            fitted = erg.fit(run, out=Path(folder) / "run", minutes=minutes, observers=())
+            method, encoder = fitted.method, fitted.encoder
+        bank, asked = (open_for(encoder, file, label="label") for file in files)
+        wanted = asked.rows[:queries]
+        relevant = _labels(bank, bank.rows) == _labels(asked, wanted)[:, None]
+        if method is None:
+            a, b = pixels_of(bank, bank.rows, 32), pixels_of(asked, wanted, 32)
+        else:
+            a, b = (
+                vectors_of(encoder, encoder, encoder, each, rows)
+                for each, rows in ((bank, bank.rows), (asked, wanted))
+            )
+        found = {"float cosine": of_floats(a, b, relevant)}
+        for how, make in HASHES.items():
+            for bits in BITS:
+                if bits > min(a.shape):
+                    continue
+                hashed = make(a, bits, seed)
+                found[f"{how}, {bits} bits"] = of_codes(hashed(a), hashed(b), relevant)
+        if kind == "BinaryAutoencoder":
+            codes = [
+                Codes.pack(vectors_of(method.encode, method, encoder, each, rows))
+                for each, rows in ((bank, bank.rows), (asked, wanted))
+            ]
+            for by in ("hamming", "dot"):
+                found[f"its own codes, {codes[0].bits} bits, {by}"] = of_codes(
+                    codes[0], codes[1], relevant, by
+                )
+    return {"found": found, "dim": a.shape[1], "bank": len(a), "environment": environment()}
+
+
+def _labels(opened: Opened, rows: np.ndarray) -> np.ndarray:
+    assert opened.labels is not None
+    return np.array(opened.classes)[opened.labels[rows]]
+
+
+def run() -> None:
+    """Measure what is missing, write after each, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    kinds = ["pixels", *MODELS]
+    parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds)
+    options = parser.parse_args()
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for seed in options.seeds:
+        for name in options.sets:
+            for kind in options.kinds:
+                key = f"{name}; {kind}; seed {seed}"
+                if key not in done:
+                    done[key] = measure(options.data, name, kind, seed, options.minutes)
+                    RESULTS.write_text(json.dumps(done, indent=1))
+                    print(key, flush=True)
+    table(done)
+
+
+def table(done: dict[str, Any]) -> None:
+    """Every measurement on one line; the bar is 5 points of precision at 10, and 1/30 of bytes."""
+    print(
+        "| | precision at 10, % | to float | at 100, % | mAP, % | bytes | of float's | queries/s |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for key, value in done.items():
+        whole = value["found"]["float cosine"]
+        for how, found in value["found"].items():
+            first = 100 * found["precision_10"][0]
+            gap = first - 100 * whole["precision_10"][0]
+            cells = [f"{first:.1f}", f"{gap:+.1f}", f"{100 * found['precision_100'][0]:.1f}"]
+            cells += [f"{100 * found['map'][0]:.1f}", str(found["bytes"])]
+            cells += [f"1/{whole['bytes'] / found['bytes']:.0f}"]
+            cells += [f"{statistics.median(found['queries_per_second']):,.0f}"]
+            print(f"| {key}; {how} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,286 @@
+"""Fine-tuning: an encoder and a linear layer behind it learn from few labels.
+
+The layer starts as the linear probe of the encoder as it is, and then both learn: a layer that
+starts from nothing would first distort what the encoder knows (Kumar et al. 2022).
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from erg import backbones, energy
+from erg.apply.embed import Opened, vectors_of
+from erg.data.loader import Loader
+from erg.durable import write_atomically
+from erg.encoders import Encoder, TimmEncoder, build_encoder
+from erg.evaluate.linear import fit_probe
+from erg.schedule import WarmupCosine
+from erg.train.features import computing_in, plain_attention
+from erg.train.optim import groups
+from erg.views.plan import Augmentation, Plan
+
+LIGHTLY = Augmentation(crop=(0.5, 1.0), flip=0.5)
+"""Views to learn from: half of an image at least, mirrored half the time."""
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear layer: F(x, y) = -log softmax(W f(x) + b)_y.
+
+    Args:
+        encoder: f.
+        classes: names of the classes, in the order of the output.
+    """
+
+    def __init__(self, encoder: Encoder, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.encoder, self.classes = encoder, classes
+        self.head = nn.Linear(encoder.dim, len(classes))
+
+    def forward(self, data: Tensor) -> Float[Tensor, "b c"]:
+        """Logits of normalised data."""
+        return self.head(self.encoder(data))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How a classifier learns.
+
+    Args:
+        steps: optimiser steps.
+        batch: images per step; fewer where there are fewer.
+        lr: peak learning rate, with AdamW, half a cosine after 5 % of warm-up. From scratch three
+            times as much did best where 0.003 was right for a trained encoder.
+        weight_decay: per step and unit learning rate.
+        views: how a view is made of an image.
+        seed: of order and views.
+    """
+
+    steps: int = 300
+    batch: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    views: Augmentation = LIGHTLY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(
+                f"steps and batch should be at least 1 (got {self.steps} and {self.batch})."
+            )
+
+
+STANDARD = Tuning()
+
+
+def finetune(
+    encoder: Encoder,
+    opened: Opened,
+    rows: Int[np.ndarray, " n"],
+    tuning: Tuning = STANDARD,
+    *,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Classifier:
+    """A copy of an encoder, and a linear layer that starts as its probe, trained on labelled rows.
+
+    Minimises the mean cross-entropy over the classes of these rows. The same arguments give the
+    same weights.
+
+    Args:
+        encoder: where to start; not changed.
+        opened: data with labels.
+        rows: to learn from; each has a label.
+        tuning: how.
+        autocast: half-precision type to compute in.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        ValueError: a row has no label, or there are fewer than two rows.
+    """
+    if opened.labels is None or len(rows) < 2 or (opened.labels[rows] < 0).any():
+        raise ValueError(
+            f"{len(rows)} images cannot be learned from: at least two are needed, all with labels. "
+            "Name where labels are found."
+        )
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng():
+        torch.manual_seed(tuning.seed)
+        classes, codes = np.unique(opened.labels[rows], return_inverse=True)
+        names = tuple(opened.classes[c] for c in classes)
+        model = Classifier(copy.deepcopy(encoder), names).to(device)
+        _start_as_probe(model, opened, rows, codes, tuning.seed)
+        model.requires_grad_(True)  # encoders of methods that train none are frozen
+        optimiser = AdamW(groups(model, tuning.weight_decay), lr=tuning.lr)
+        labels = torch.from_numpy(np.searchsorted(classes, opened.labels))
+        loader = Loader(
+            opened.images, rows, Plan((tuning.views,), pairs="alone"), batch=tuning.batch,
+            seed=tuning.seed, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std,
+            threads=2,
+        )  # fmt: skip
+        model.train()
+        schedule = WarmupCosine(tuning.lr, 0.05, 0.0)
+        for step in range(tuning.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = schedule((step + 1) / tuning.steps)
+            views = loader.views(step)
+            data = views.main[0].to(device).data
+            with computing_in(device, autocast), plain_attention(encoder, device, autocast):
+                logits = model(data)
+            loss = energy.of_class(logits, labels[views.index].to(device)).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if progress is not None:
+                progress(step + 1, tuning.steps)
+        loader.close()
+    return model.eval()
+
+
+@torch.no_grad()
+def _start_as_probe(
+    model: Classifier, opened: Opened, rows: Int[np.ndarray, " n"], codes: Int[np.ndarray, " n"],
+    seed: int,
+) -> None:  # fmt: skip
+    """Multinomial logistic regression on the encoder as it is, standardisation folded in."""
+    vectors = vectors_of(model.encoder, model.encoder, model.encoder, opened, rows)
+    probe = fit_probe(vectors, codes, seed=seed)
+    weight = probe.weight / probe.scale
+    model.head.weight.copy_(torch.from_numpy(weight))
+    model.head.bias.copy_(torch.from_numpy(probe.bias - weight @ probe.mean))
+
+
+def afresh(encoder: Encoder, *, seed: int = 0) -> Encoder:
+    """The same architecture with random weights: what fine-tuning has to beat."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = build_encoder(encoder.name, encoder.image_size, **encoder.arguments)
+    made.mean, made.std = encoder.mean, encoder.std
+    return made.eval()
+
+
+def few(
+    opened: Opened, rows: Int[np.ndarray, " n"], per_class: int, *, seed: int = 0
+) -> Int[np.ndarray, " m"]:
+    """So many rows of every class, drawn at random; fewer of a class that has fewer, ascending.
+
+    With one seed a smaller number gives some of the rows of a larger one.
+
+    Args:
+        opened: data with labels.
+        rows: to draw from; those without a label are left out.
+        per_class: rows of each class.
+        seed: of the draw.
+
+    Raises:
+        ValueError: there are no labels, or fewer than two classes have one.
+    """
+    if opened.labels is None:
+        raise ValueError("there are no labels. Name where they are found.")
+    random = np.random.default_rng(seed)
+    mixed = random.permutation(np.sort(rows))
+    codes = opened.labels[mixed]
+    chosen = [mixed[codes == c][:per_class] for c in range(len(opened.classes))]
+    if per_class < 1 or sum(len(part) > 0 for part in chosen) < 2:
+        raise ValueError(
+            f"{per_class} images of each of {sum(len(part) > 0 for part in chosen)} classes teach "
+            "nothing. Give at least one of at least two classes."
+        )
+    return np.sort(np.concatenate(chosen))
+
+
+def right(model: Classifier, opened: Opened, rows: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Whether each row is given its class.
+
+    The data may number their classes in another way than the model; names are compared.
+    """
+    if opened.labels is None:
+        raise ValueError("there are no labels. Name where they are found.")
+    logits = vectors_of(model, model, model.encoder, opened, rows)
+    predicted = np.array(model.classes)[logits.argmax(axis=1)]
+    return predicted == np.array([*opened.classes, ""])[opened.labels[rows]]
+
+
+def save_classifier(model: Classifier, folder: Path) -> None:
+    """Write config.json and model.safetensors: a classifier of timm where timm knows the backbone.
+
+    Raises:
+        ValueError: the backbone has two classifiers.
+    """
+    encoder, names = model.encoder, list(model.classes)
+    ours = {
+        "name": encoder.name,
+        "image_size": encoder.image_size,
+        "arguments": encoder.arguments,
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+        "classes": names,
+    }
+    config: dict[str, Any] = {"architecture": encoder.name, "format": 1, "erg": ours}
+    if isinstance(encoder, TimmEncoder):
+        config |= backbones.timm_config(
+            encoder.network, encoder.name, encoder.image_size, encoder.dim, encoder.arguments,
+            encoder.mean, encoder.std,
+        )  # fmt: skip
+        config |= {"num_classes": len(names), "label_names": names}
+        config["pretrained_cfg"] |= {"num_classes": len(names), "label_names": names}
+    weights = {name: t.detach().cpu().contiguous() for name, t in _state(model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Read what `save_classifier` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no classifier of erg, or its weights do not fit.
+    """
+    try:
+        ours = json.loads((folder / "config.json").read_text())["erg"]
+        encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
+        encoder.mean, encoder.std = tuple(ours["mean"]), tuple(ours["std"])
+        model = Classifier(encoder, tuple(ours["classes"]))
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, KeyError, TypeError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder} holds no classifier of erg ({type(error).__name__}: {error}). Give a folder "
+            "of `erg finetune`."
+        ) from None
+    mine = _state(model)
+    wrong = mine.keys() ^ weights.keys() or {
+        name for name, t in mine.items() if t.shape != weights[name].shape
+    }
+    if wrong:
+        raise ValueError(
+            f"the weights in {folder} do not fit its config ({min(wrong)}). Write it again."
+        )
+    with torch.no_grad():
+        for name, tensor in mine.items():
+            tensor.copy_(weights[name])
+    return model.eval()
+
+
+def _state(model: Classifier) -> dict[str, Tensor]:
+    """All weights by their names in the file: timm's where timm knows the backbone."""
+    encoder = model.encoder
+    if not isinstance(encoder, TimmEncoder):
+        return model.state_dict()
+    network: Any = encoder.network
+    head = network.pretrained_cfg["classifier"]
+    if not isinstance(head, str):
+        raise ValueError(
+            f"{encoder.name} has the classifiers {head}, not one. Use a backbone with one."
+        )
+    last = {f"{head}.{name}": t for name, t in model.head.state_dict().items()}
+    return {**network.state_dict(), **last}

@@ -1,0 +1,112 @@
+"""erg inpaint: images without what is laid over them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+def main(arguments: Sequence[str]) -> int:
+    return tyro.cli(inpaint, args=list(arguments), prog="erg inpaint")
+
+
+def inpaint(
+    picture: Path | None = None,
+    /,
+    *,
+    model: Path | None = None,
+    mask: Path | None = None,
+    images: str | None = None,
+    test: str | None = None,
+    out: Path | None = None,
+    size: int = 32,
+    steps: int = 1500,
+    seed: int = 0,
+    device: str = "cpu",
+) -> int:
+    """Take text and holes out of a picture, or train a model that does.
+
+    With --images a model is trained on images with text and rectangles laid over them, and tested
+    on others beside the median of what is around and biharmonic filling. With a picture and
+    --model the picture is restored.
+
+    Args:
+        picture: an image file.
+        model: the folder of a model.
+        mask: an image of the picture's size, bright where the picture is to be filled; the model
+            looks for it itself if not given.
+        images: images to train on.
+        test: images to test on; a tenth of the others, chosen by content, if not given.
+        out: the folder of the model; with a picture, the PNG file to write.
+        size: side of the pieces that a model is trained on [pixels].
+        steps: of training.
+        seed: of everything random.
+        device: cpu or cuda.
+    """
+    from erg.commands.show import counting, tell
+
+    if picture is not None and model is not None and images is None:
+        return _apply(picture, model, mask, out or picture.with_name(f"{picture.stem}-filled.png"))
+    if images is None or picture is not None or model is not None or mask is not None:
+        raise ValueError(
+            "erg inpaint takes a picture and --model FOLDER, or --images DATA to train a model. "
+            "See: erg inpaint --help."
+        )
+    from erg.apply.inpaint import learn_to_inpaint
+
+    folder = out or Path("inpainter")
+    scores = learn_to_inpaint(
+        images, folder, test=test, size=size, steps=steps, seed=seed,
+        device=device, tell=tell, counting=counting,
+    )  # fmt: skip
+    _print(scores)
+    tell(f"The model and pictures.png are in {folder}.")
+    return 0
+
+
+def _apply(picture: Path, model: Path, mask: Path | None, out: Path) -> int:
+    import io
+
+    from PIL import Image
+
+    from erg.apply.inpainter import Inpainter
+    from erg.apply.restorer import load_restorer
+    from erg.commands.show import tell
+    from erg.data.decode import load_rgb
+    from erg.durable import write_atomically
+
+    network = load_restorer(Inpainter, model)
+    image = load_rgb(picture)
+    hidden = load_rgb(mask)[..., 0] >= 128 if mask is not None else None
+    if hidden is not None and hidden.shape != image.shape[:2]:
+        raise ValueError(
+            f"the mask has {hidden.shape[1]} x {hidden.shape[0]} pixels and the picture "
+            f"{image.shape[1]} x {image.shape[0]}. Give a mask of the picture's size."
+        )
+    content = io.BytesIO()
+    Image.fromarray(network.inpaint(image, hidden)).save(content, "PNG")
+    write_atomically(out, content.getvalue())
+    tell(f"Look at {out}.")
+    return 0
+
+
+def _print(scores: dict[str, Any]) -> None:
+    """PSNR and SSIM of every way by kind of overlay."""
+    from rich.table import Table
+
+    from erg.commands.show import console
+
+    titles = {"psnr": "PSNR in dB", "psnr_hidden": "of hidden pixels", "ssim": "SSIM"}
+    for kind, found in scores["kinds"].items():
+        title = f"{kind}: {100 * found['hidden']:.0f} % of {scores['images']} images hidden"
+        table = Table(title=title, title_justify="left")
+        for name in ("", *titles.values()):
+            table.add_column(name, justify="right")
+        for way in found["psnr"]["mean"]:
+            means = {measure: found[measure]["mean"][way] for measure in titles}
+            table.add_row(way, *(
+                f"{m['value']:.{digits}f} ({m['low']:.{digits}f} to {m['high']:.{digits}f})"
+                for m, digits in zip(means.values(), (1, 1, 3), strict=True)
+            ))  # fmt: skip
+        console.print(table)

@@ -1,0 +1,181 @@
+"""erg layers: a linear probe at every depth."""
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from erg.apply.embed import Opened
+    from erg.apply.layers import Layer
+
+STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #333 }
+.grid { stroke: #ddd } .line { fill: none; stroke-width: 2 } .band { opacity: 0.18 }
+.s0 { stroke: #1763b0; fill: #1763b0 } .s1 { stroke: #b4540a; fill: #b4540a }
+.line.s0, .line.s1 { fill: none } .band { stroke: none }
+@media (prefers-color-scheme: dark) {
+  text { fill: #ddd } .grid { stroke: #444 }
+  .s0 { stroke: #6fb1f2; fill: #6fb1f2 } .s1 { stroke: #f0a35e; fill: #f0a35e }
+}
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    return tyro.cli(layers_, args=list(arguments), prog="erg layers")
+
+
+def layers_(
+    run: Path,
+    data: str | None = None,
+    /,
+    *,
+    label: str,
+    test: str | None = None,
+    values: int = 2048,
+    images: int = 5000,
+    out: Path | None = None,
+    method: str | None = None,
+) -> int:
+    """Fit a linear probe on every layer of an encoder, trained and before training.
+
+    Layers are averaged down to about the same number of values, so that depth is not confounded
+    with width. Features of pretext tasks are often best before the last layer.
+
+    Args:
+        run: the run folder.
+        data: images with labels to fit the probes on; the run's own if not given.
+        label: where labels are found: a parquet column, or `folder`.
+        test: images to test on; without, data are split 80 / 20 by content.
+        values: most values of a layer that a probe sees.
+        images: most images to fit on, and to test on.
+        out: the chart to write (SVG), and beside it the numbers (JSON); layers.svg in the run
+            folder if not given.
+        method: repeats a method given by path, which is code.
+    """
+    from dataclasses import asdict, replace
+
+    from erg.apply.embed import open_for
+    from erg.apply.layers import layers
+    from erg.commands.show import tell
+    from erg.data.manifest import split
+    from erg.durable import write_atomically
+    from erg.encoders import load_encoder
+    from erg.evaluate.intervals import difference
+    from erg.train.fit import load
+
+    fitted = load(run, method=method)
+    chosen = data if data is not None else fitted.run.data
+    if not chosen:
+        raise ValueError("the run was made from data in memory. Name the data to probe on.")
+    opened = open_for(fitted.encoder, chosen, label=label)
+    other = opened if test is None else open_for(fitted.encoder, test, label=label)
+    rows, asked = split(opened.manifest) if test is None else (opened.rows, other.rows)
+
+    opened, other = (
+        replace(each, rows=_known(each, chosen, images))
+        for each, chosen in ((opened, rows), (other, asked))
+    )
+    found = {
+        name: layers(encoder, opened, opened.rows, other, other.rows, values=values)
+        for name, encoder in (
+            ("trained", fitted.encoder),
+            ("before training", load_encoder(fitted.folder / "encoder_start")),
+        )
+    }
+    for name, curve in found.items():
+        tell(f"{name}:")
+        for layer in curve:
+            s = layer.accuracy
+            tell(
+                f"  {layer.name:<12}{100 * s.value:5.1f} % ({100 * s.low:.1f} to "
+                f"{100 * s.high:.1f}) from {layer.values} values"
+            )
+    last = found["trained"][-1]
+    best = max(found["trained"], key=lambda layer: layer.accuracy.value)
+    gap = difference(best.right, last.right)
+    clear = "clearly" if gap.low > 0 else "not clearly"
+    value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
+    tell(
+        f"Best of the trained one: {best.name}, {clear} better than the output ({value:+.1f} "
+        f"points, {low:+.1f} to {high:+.1f})."
+    )
+    path = out or fitted.folder / "layers.svg"
+    title = f"{fitted.run.method}: linear probe at every depth"
+    write_atomically(path, curves(found, title).encode())
+    about = {
+        "format": 1,
+        "n_train": len(opened.rows),
+        "n_test": len(other.rows),
+        "layers": {
+            name: [
+                {"name": each.name, "values": each.values, "accuracy": asdict(each.accuracy)}
+                for each in curve
+            ]
+            for name, curve in found.items()
+        },
+    }
+    write_atomically(path.with_suffix(".json"), json.dumps(about, indent=1).encode())
+    tell(f"The chart is {path}.")
+    return 0
+
+
+def _known(opened: "Opened", rows: "np.ndarray", most: int) -> "np.ndarray":
+    """Rows with a label, spread evenly if they are too many."""
+    import numpy as np
+
+    assert opened.labels is not None
+    kept = rows[opened.labels[rows] >= 0]
+    return kept[np.linspace(0, len(kept) - 1, min(most, len(kept))).astype(int)]
+
+
+def curves(found: "dict[str, list[Layer]]", title: str) -> str:
+    """Accuracy over depth as an SVG file that looks right in light and dark, with intervals."""
+    names = [layer.name for layer in next(iter(found.values()))]
+    width, height, left, top, bottom = 520, 320, 48, 46, 40
+    scores = [layer.accuracy for curve in found.values() for layer in curve]
+    low = max(0.0, math.floor(20 * min(s.low for s in scores)) / 20)
+    high = min(1.0, math.ceil(20 * max(s.high for s in scores)) / 20)
+
+    def x(i: int) -> float:
+        return left + 20 + i * (width - left - 50) / max(1, len(names) - 1)
+
+    def y(value: float) -> float:
+        return height - bottom - (value - low) / (high - low) * (height - top - bottom)
+
+    parts = [f'<text x="{left}" y="18">{escape(title)}</text>']
+    for i in range(5):
+        level = low + i * (high - low) / 4
+        parts.append(f'<path class="grid" d="M{left} {y(level):.1f}H{width - 10}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(level) + 4:.1f}" text-anchor="end">'
+                     f"{100 * level:.0f} %</text>")  # fmt: skip
+    for i, name in enumerate(names):
+        parts.append(f'<text x="{x(i):.1f}" y="{height - bottom + 18}" text-anchor="middle">'
+                     f"{escape(name)}</text>")  # fmt: skip
+    for k, (name, curve) in enumerate(found.items()):
+        scores = [layer.accuracy for layer in curve]
+        upper = [f"{x(i):.1f} {y(s.high):.1f}" for i, s in enumerate(scores)]
+        lower = [f"{x(i):.1f} {y(s.low):.1f}" for i, s in enumerate(scores)]
+        middle = [f"{x(i):.1f} {y(s.value):.1f}" for i, s in enumerate(scores)]
+        parts.append(f'<path class="band s{k}" d="M{"L".join([*upper, *lower[::-1]])}Z"/>')
+        parts.append(f'<path class="line s{k}" d="M{"L".join(middle)}"/>')
+        parts += [f'<circle class="s{k}" cx="{at.split()[0]}" cy="{at.split()[1]}" r="3"/>'
+                  for at in middle]  # fmt: skip
+        across = left + 150 * k
+        parts.append(f'<path class="line s{k}" d="M{across} 32h18"/>')
+        parts.append(f'<text x="{across + 24}" y="36">{escape(name)}</text>')
+    spoken = "; ".join(
+        f"{name}: " + ", ".join(f"{e.name} {100 * e.accuracy.value:.1f} %" for e in curve)
+        for name, curve in found.items()
+    )
+    box = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" '
+        f'aria-label="{escape(f"{title}. {spoken}")}"><style>{STYLE}</style>{"".join(parts)}</svg>'
+    )

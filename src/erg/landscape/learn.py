@@ -1,0 +1,132 @@
+"""Training on vectors in seconds: the loss of any method, in a loop without a run folder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from erg import noise
+from erg.data.loader import Loader
+from erg.method import Method
+from erg.train.optim import build_optimiser
+from erg.train.run import Optimiser, Run
+from erg.views.plan import Plan
+from erg.views.types import View, Views
+
+QUICK = Optimiser(lr=3e-3, weight_decay=0.0)
+"""For networks of two layers on vectors."""
+
+MLP: dict[str, Any] = {"encoder": "mlp", "encoder_args": {"width": 128, "depth": 2, "dim": 64}}
+"""The encoder of methods that train one, for the plane."""
+
+
+def method(
+    name: str, features: int, *, seed: int = 0, encoder: str = "identity",
+    encoder_args: dict[str, Any] | None = None, **arguments: Any,
+) -> Method:  # fmt: skip
+    """A method of the catalogue for vectors, before training.
+
+    Args:
+        name: of the method.
+        features: of a vector.
+        seed: of its weights.
+        encoder: `identity`, or `mlp` for methods that train one.
+        encoder_args: of the encoder.
+        arguments: of the method.
+
+    Raises:
+        ValueError: an unknown name or argument.
+    """
+    run = Run(
+        method=name, method_args=arguments, encoder=encoder, encoder_args=encoder_args or {},
+        image_size=features, seed=seed,
+    )  # fmt: skip
+    return run.build()
+
+
+def learn(
+    untrained: Method,
+    points: Float[Tensor, "n d"],
+    *,
+    steps: int = 2000,
+    batch: int = 256,
+    optimiser: Optimiser = QUICK,
+    plan: Plan | None = None,
+    seed: int = 0,
+    watch: Callable[[int], None] = lambda done: None,
+) -> Method:
+    """Train a method on vectors, in place; it comes back in evaluation mode.
+
+    Args:
+        untrained: the method.
+        points: what it learns from.
+        steps: of the optimiser.
+        batch: points per step; an epoch is n // batch steps.
+        optimiser: how parameters are changed.
+        plan: if not the method's own; of it only `noise` and `zeroed` have a meaning for vectors.
+        seed: of everything random.
+        watch: called with the number of steps done, in evaluation mode: with 0 before anything,
+            closed forms too.
+    """
+    model, plan = untrained, plan or untrained.plan()
+    trained = build_optimiser(optimiser, model)
+    loader = Loader(
+        points.numpy(), np.arange(len(points)), plan, batch=batch, seed=seed,
+        image_size=points.shape[1], mean=(), std=(),
+    )  # fmt: skip
+    watch_in(model, watch, 0)
+    _after_epoch(model, points)
+    for step in range(steps):
+        progress = step / steps
+        torch.manual_seed(seed + step)
+        loss = model.loss(corrupted(loader.views(step), plan, seed), progress)
+        if trained is not None:
+            for group in trained.param_groups:
+                group["lr"] = optimiser.learning_rate(progress)
+            loss.total.backward()
+            for parameter in model.frozen(progress):
+                parameter.grad = None
+            trained.step()
+            trained.zero_grad(set_to_none=True)
+        model.after_step(progress)
+        if (step + 1) % loader.steps_per_epoch == 0:
+            _after_epoch(model, points)
+        watch_in(model, watch, step + 1)
+    return model.eval()
+
+
+def corrupted(views: Views, plan: Plan, seed: int) -> Views:
+    """Views of vectors with the noise and the zeros that the plan asks for."""
+
+    def one(view: View, number: int) -> View:
+        asked, data = plan.main[number], view.data
+        if asked.noise:
+            drawn = noise.normal(
+                views.index, *data.shape[1:], purpose=f"noise {seed} {number}", step=views.step
+            )
+            data = data + asked.noise * drawn
+        if asked.zeroed:
+            drawn = noise.normal(
+                views.index, *data.shape[1:], purpose=f"zeros {seed} {number}", step=views.step
+            )
+            data = torch.where(torch.special.ndtr(drawn) < asked.zeroed, 0.0, data)
+        return view.with_data(data)
+
+    main = tuple(one(view, number) for number, view in enumerate(views.main))
+    return Views(main, views.index, step=views.step, pairing=views.pairing)
+
+
+def watch_in(model: Method, watch: Callable[[int], None], done: int) -> None:
+    """Call `watch` in evaluation mode, and train on."""
+    model.eval()
+    watch(done)
+    model.train()
+
+
+@torch.no_grad()
+def _after_epoch(model: Method, points: Tensor) -> None:
+    if type(model).after_epoch is not Method.after_epoch:
+        model.after_epoch(model.encoder(points))

@@ -1,0 +1,187 @@
+"""DINOv2 (Oquab et al. 2024)."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from erg import distributed, energy, inference
+from erg.encoders import Encoder
+from erg.method import Cell, Loss, Method
+from erg.parts.center import Center
+from erg.parts.crops import by_size
+from erg.parts.heads import TokenHeads
+from erg.parts.teacher import Teacher
+from erg.schedule import Cosine, Linear, Schedule
+from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Masking, Plan
+from erg.views.types import Mask, View, Views
+
+
+class DINOv2(Method):
+    """F(x, y) = -sum_k q_k(y) log p_k(x): of views and of hidden patches; neighbours keep apart.
+
+    p = softmax(s(x) / T) of the student; q = softmax((s'(y) - c) / T') of a slow teacher, or its
+    s'(y) / T' balanced over the batch by Sinkhorn-Knopp; s are the cosines with k learned
+    directions. L is the mean of F over all pairs of a large crop and any other crop; plus the mean
+    over large crops of the mean of F over their hidden patches; plus koleo times the sum over both
+    large crops of -mean_i log ||z_i - z_j||, z the student's normalised vectors and j the nearest
+    to i (Oquab et al. 2024, section 4). Registers are the encoder's, with `reg_tokens`.
+
+    Departs from the paper: fewer directions by default (65,536 there), their gain always fixed at
+    1; shares of hidden patches are drawn for each view on its own; neighbours are those of the
+    global batch; directions are frozen at first and not learned at rate 0.
+    Checked against: golden numbers of KoLeo; without its parts it is iBOT; a loop over patches.
+
+    Args:
+        prototypes: k, the number of directions.
+        hidden: width of the projectors' hidden layers [features].
+        dim: width of what directions are compared with [features].
+        untied: whether patches have a projector and directions of their own.
+        centring: how codes are kept apart: a running mean, or Sinkhorn-Knopp.
+        koleo: weight of what keeps vectors apart.
+        ratio: middle of the share of patches hidden in a large crop that is masked.
+        spread: the share is uniform in ratio - spread to ratio + spread.
+        masked: probability that a large crop is masked.
+        temperature: T of the student.
+        teacher_start: T' of the teacher at the start.
+        teacher_end: T' after the warm-up.
+        warmup: progress until which T' moves from start to end in a straight line, in [0, 1].
+        centre: momentum of both running means.
+        momentum: of the teacher, from the first step to the last.
+        freeze: progress until which the directions stay fixed, in [0, 1].
+        small_crops: number of small crops per image.
+    """
+
+    cell = Cell("joint-embedding", "regularised", by="EMA teacher, balanced codes, KoLeo")
+    batch_coupled = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        prototypes: int = 4096,
+        hidden: int = 2048,
+        dim: int = 256,
+        untied: bool = True,
+        centring: Literal["mean", "sinkhorn"] = "sinkhorn",
+        koleo: float = 0.1,
+        ratio: float = 0.3,
+        spread: float = 0.2,
+        masked: float = 0.5,
+        temperature: float = 0.1,
+        teacher_start: float = 0.04,
+        teacher_end: float = 0.07,
+        warmup: float = 0.3,
+        centre: float = 0.9,
+        momentum: Schedule = Cosine(0.992, 1.0),
+        freeze: float = 0.01,
+        small_crops: int = 8,
+    ) -> None:
+        super().__init__(encoder)
+        if encoder.grid is None:
+            raise ValueError(
+                f"DINOv2 needs patch tokens; {encoder.name} gives one vector per image. "
+                "Use a ViT, for example vit_tiny_patch16_224."
+            )
+        if small_crops:
+            encoder.need_sizes("DINOv2")
+        self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
+        self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
+        self.centring, self.koleo, self.small_crops = centring, koleo, small_crops
+        self.masking = Masking(
+            grid=encoder.grid, ratio=ratio, spread=spread, masked=masked, kind="blocks"
+        )
+        self.blank = nn.Parameter(torch.zeros(encoder.dim))
+        self.heads = TokenHeads(
+            encoder.dim, hidden, dim, prototypes, tokens="own" if untied else "same"
+        )
+        self.teacher, self.teacher_heads = Teacher(encoder), Teacher(self.heads)
+        self.centre, self.patch_centre = Center(prototypes, centre), Center(prototypes, centre)
+
+    def plan(self) -> Plan:
+        if self.encoder.image_size >= LARGE:
+            large = (replace(DINO_FIRST, crop=(0.32, 1.0)), replace(DINO_SECOND, crop=(0.32, 1.0)))
+            local = replace(DINO_LOCAL, crop=(0.05, 0.32))
+        else:
+            large = (replace(SIMCLR_SMALL, crop=(0.4, 1.0)),) * 2
+            local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
+        main = tuple(replace(view, mask=self.masking) for view in large)
+        return Plan(main=main, local=(local,) * self.small_crops)
+
+    def codes(self, s: Float[Tensor, "b k"], centre: Center, progress: float) -> Tensor:
+        """q [b k] from the teacher's scores; a running mean moves afterwards, in training."""
+        part = progress / self.warmup if self.warmup else 1.0
+        sharp = Linear(self.teacher_start, self.teacher_end)(part)
+        if self.centring == "sinkhorn":
+            return inference.sinkhorn(s, eps=sharp)
+        codes = centre.codes(s, sharp)
+        if self.training and sum(distributed.counts(len(s), s.device)):
+            centre.update(s)
+        return codes
+
+    @torch.no_grad()
+    def taught(self, data: Tensor, hidden: Tensor) -> tuple[Float[Tensor, "b k"], Tensor]:
+        """The teacher's scores of whole views, and of the patches hidden in them [m k]."""
+        vectors, tokens = self.teacher.network.with_tokens(data)
+        return self.teacher_heads(vectors, tokens[hidden])
+
+    def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
+        mask = mask_of(x)
+        hidden = torch.zeros_like(mask.hidden[:, 0])
+        vectors, tokens = self.encoder.masked(x.data, mask, self.blank)
+        scores, _ = self.heads(vectors, tokens[hidden])
+        codes = self.centre.codes(self.taught(y.data, hidden)[0], self.teacher_end)
+        return energy.cross_entropy(scores / self.temperature, codes)
+
+    def loss(self, views: Views, progress: float) -> Loss:
+        main = views.need(2)
+        masks = [mask_of(view) for view in main]
+        data = torch.cat([view.data for view in main])
+        mask = Mask(torch.cat([each.hidden for each in masks]), masks[0].grid)
+        hidden = mask.hidden.any(dim=1)  # [2b n]
+        vectors, tokens = self.encoder.masked(data, mask, self.blank)
+        crops = vectors
+        if views.local:
+            crops = torch.cat([vectors, by_size(self.encoder, views.local)])
+        scores, patches = (s / self.temperature for s in self.heads(crops, tokens[hidden]))
+        taught, hints = self.taught(data, hidden)
+        codes = self.codes(taught, self.centre, progress).chunk(2)
+        errors = energy.cross_entropy(patches, self.codes(hints, self.patch_centre, progress))
+        pairs = energy.between_crops(scores.chunk(2 + len(views.local)), codes)
+        near = [crowding(distributed.gather(z)) for z in vectors.chunk(2)]
+        return Loss(
+            pull={
+                "code": distributed.mean(pairs),
+                "patches": distributed.mean(energy.of_hidden(errors, hidden)),
+            },
+            push={"crowding": self.koleo * torch.stack(near).sum()},
+        )
+
+    def frozen(self, progress: float) -> Iterable[nn.Parameter]:
+        return self.heads.last_layers() if progress < self.freeze else ()
+
+    def after_step(self, progress: float) -> None:
+        self.teacher.follow(self.momentum(progress))
+        self.teacher_heads.follow(self.momentum(progress))
+
+
+@energy.full_precision
+def crowding(z: Float[Tensor, "b d"], eps: float = 1e-8) -> Float[Tensor, ""]:
+    """-mean_i log ||z_i - z_j||, z normalised and j the nearest to i.
+
+    KoLeo (Sablayrolles et al. 2019); eps is added to every difference and to the distance.
+    """
+    z = energy.normalise(z)
+    likeness = (z @ z.T).detach().fill_diagonal_(-2)
+    distance = (z - z[likeness.argmax(dim=1)] + eps).norm(dim=1)
+    return -(distance + eps).log().mean()
+
+
+def mask_of(view: View) -> Mask:
+    """The mask of a view, or an error that says how to get one."""
+    if view.mask is None:
+        raise ValueError("DINOv2 needs views with masks (got one without). Use DINOv2's own plan.")
+    return view.mask

@@ -1,0 +1,188 @@
+"""Anomalies: made-up ones whose place is known, and real ones."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from erg.apply.anomalies import Anomalies, anomalies, localised, of_embeddings, picture
+from erg.apply.embed import embed, open_for, vectors_of
+from erg.encoders import build_encoder, save_encoder
+from erg.methods.pca import PCA
+from erg.train.fit import Fitted, fit
+from erg.train.run import Run
+
+SIDE = 32
+
+
+def png(image: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+def waves(n: int, seed: int, *, spots: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Stripes of any phase with a little noise; the last `spots` images have a bright square."""
+    random = np.random.default_rng(seed)
+    across = np.arange(SIDE) / 4 + random.uniform(0, 6, size=(n, 1))
+    images = 128 + 60 * np.sin(across)[:, None, :] + random.normal(0, 4, size=(n, SIDE, SIDE))
+    masks = np.zeros((n, SIDE, SIDE), dtype=bool)
+    for i in range(n - spots, n):
+        y, x = random.integers(0, SIDE - 6, size=2)
+        masks[i, y : y + 6, x : x + 6] = True
+        images[i][masks[i]] = random.choice([0, 255], size=36)
+    grey = images.clip(0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=3), masks
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """60 images without a label "spot", 15 with it; and the masks."""
+    images, masks = waves(75, 1, spots=15)
+    path = tmp_path_factory.mktemp("data") / "waves.parquet"
+    columns = {
+        "image": [png(image) for image in images],
+        "label": ["plain"] * 60 + ["spot"] * 15,
+        "mask": [png(255 * m.astype(np.uint8)) if m.any() else None for m in masks],
+    }
+    pq.write_table(pa.table(columns), path)
+    return path, masks
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """The plane of the normal images: closed form, no network."""
+    run = Run(
+        method="PCA", method_args={"k": 6}, encoder="pixels", encoder_args={"side": 16},
+        image_size=16, batch=32, steps=2, precision="32",
+    )  # fmt: skip
+    return fit(run, waves(120, 0)[0], out=tmp_path_factory.mktemp("runs") / "pca")
+
+
+def test_images_that_do_not_belong_have_the_highest_energies(
+    fitted: Fitted, table: tuple[Path, np.ndarray]
+) -> None:
+    found = anomalies(
+        fitted, str(table[0]), normal=str(table[0]), label="label", normal_class="plain"
+    )
+    assert next(iter(found.energies)) == found.first == "energy"
+    assert found.normal is not None
+    assert found.normal.tolist() == [True] * 60 + [False] * 15
+    assert set(found.order()[:15]) == set(range(60, 75))
+    scores = found.judged()["energy"]
+    assert scores["auroc"].value == scores["aupr"].value == scores["aupr_normal"].value == 1.0
+    # The energy is that of the method on the image as evaluation sees it.
+    opened, encoder = open_for(fitted.encoder, str(table[0])), fitted.encoder
+    y = vectors_of(encoder, encoder, encoder, opened, opened.rows).astype(np.float64)
+    plane = fitted.method
+    assert isinstance(plane, PCA)
+    w, mean = (t.detach().numpy().astype(np.float64) for t in (plane.down, plane.mean))
+    rest = (y - mean) - (y - mean) @ w.T @ w
+    np.testing.assert_allclose(found.energies["energy"], (rest**2).sum(axis=1), rtol=1e-3)
+
+
+def test_a_folder_with_an_encoder_has_distances_only(
+    table: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    save_encoder(build_encoder("pixels", 16, side=8), tmp_path)
+    found = anomalies(tmp_path, str(table[0]), normal=str(table[0]))
+    assert "energy" not in found.energies
+    assert found.first == "neighbours"
+    assert found.normal is None
+    assert (found.energies["neighbours"] > 0).all(), "no image is its own neighbour"
+    with pytest.raises(ValueError, match="known to be normal"):
+        found.judged()
+    with pytest.raises(ValueError, match="no energy 'nonsense'"):
+        found.order("nonsense")
+
+
+def test_embeddings_give_the_same_distances(table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    save_encoder(build_encoder("pixels", 16, side=8), tmp_path)
+    vectors = embed(tmp_path, str(table[0]), label="label")
+    mine = of_embeddings(vectors, vectors, normal_class="plain")
+    given = {"normal": str(table[0]), "label": "label", "normal_class": "plain"}
+    theirs = anomalies(tmp_path, str(table[0]), **given)
+    for name, energy in mine.energies.items():
+        np.testing.assert_allclose(energy, theirs.energies[name], rtol=1e-4, atol=1e-5)
+    assert mine.judged()["neighbours"] == theirs.judged()["neighbours"]
+    with pytest.raises(ValueError, match="same encoder"):
+        of_embeddings(vectors, replace(vectors, vectors=vectors.vectors[:, :5]))
+
+
+def test_maps_say_where(fitted: Fitted, table: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    path, masks = table
+    found = localised(
+        fitted, str(path), window=8, stride=4, normal=waves(60, 3)[0],
+    )  # fmt: skip
+    shown = found.maps["pixels, PCA"]
+    assert [m.shape for m in shown] == [(SIDE, SIDE)] * 75
+    assert found.energies["pixels, PCA"].tolist() == [float(m.max()) for m in shown]
+    given = [m if m.any() else None for m in masks]
+    scores = found.located(given)
+    assert scores["pixels, PCA"].value > 0.9
+    assert scores["pixels, PCA"].low <= scores["pixels, PCA"].value
+    # Masks may be finer than maps.
+    fine = [None if m is None else np.kron(m, np.ones((2, 2), dtype=bool)) for m in given]
+    assert found.located(fine)["pixels, PCA"].value == pytest.approx(
+        scores["pixels, PCA"].value, abs=0.02
+    )
+    rows = picture(found, open_for(fitted.encoder, str(path)), tmp_path / "sheet.webp",
+                   by="pixels, PCA", items=6)  # fmt: skip
+    assert rows == found.order("pixels, PCA")[:6].tolist()
+    with Image.open(tmp_path / "sheet.webp") as sheet:
+        assert sheet.size == (8 * 96, 2 * 96)
+    with pytest.raises(ValueError, match="3 masks for 75 items"):
+        found.located([None] * 3)
+
+
+def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
+    energies = {"energy": np.array([0.5, 2.0]), "k-means": np.array([1.0, 3.0])}
+    found = Anomalies(np.array([3, 5]), ["a", "b"], energies, np.array([True, False]))
+    found.save(tmp_path / "x.parquet")
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table.to_pylist() == [
+        {"id": 3, "path": "a", "normal": True, "energy": 0.5, "k-means": 1.0},
+        {"id": 5, "path": "b", "normal": False, "energy": 2.0, "k-means": 3.0},
+    ]
+    assert table.schema.metadata[b"format"] == b"1"
+
+
+def test_what_is_normal_has_to_be_known(
+    fitted: Fitted, table: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="--normal"):
+        anomalies(fitted, str(table[0]))  # trained on an array, which has no name
+    with pytest.raises(ValueError, match="Give both"):
+        anomalies(fitted, str(table[0]), normal=str(table[0]), label="label")
+    given = {"normal": str(table[0]), "label": "label", "normal_class": "plane"}
+    with pytest.raises(ValueError, match="0 normal items have the label 'plane'"):
+        anomalies(fitted, str(table[0]), **given)
+
+
+def test_motorbikes_among_other_things(shared_data: Path, tmp_path: Path) -> None:
+    """Caltech-101: 140 motorbikes are normal; 60 others and an image of each other class."""
+    path = str(shared_data / "caltech101_128.parquet")
+    encoder = build_encoder("pixels", 16, side=16, contrast=True)
+    save_encoder(encoder, tmp_path)
+    opened = open_for(encoder, path, label="label")
+    assert opened.labels is not None
+    mine = np.flatnonzero(opened.labels == opened.classes.index("Motorbikes"))
+    random = np.random.default_rng(0)
+    others = [
+        int(random.choice(np.flatnonzero(opened.labels == c)))
+        for c in range(60, 101)
+        if opened.classes[c] not in ("Motorbikes", "BACKGROUND_Google")
+    ]
+    known, asked = (
+        replace(opened, rows=np.array(rows)) for rows in (mine[:140], [*mine[140:], *others])
+    )
+    given = {"normal": known, "label": "label", "normal_class": "Motorbikes"}
+    found = anomalies(tmp_path, asked, **given)
+    scores = {name: each["auroc"].value for name, each in found.judged().items()}
+    assert scores["neighbours"] > 0.9
+    assert scores["pixels, PCA"] > 0.8

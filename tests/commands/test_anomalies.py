@@ -1,0 +1,99 @@
+"""erg anomalies, from the outside, on magnetic tiles."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from erg.commands.anomalies import main, read_masks
+from erg.train.fit import fit
+from erg.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def tiles(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """50 normal tiles, and 48 of which some are cracked, with masks."""
+    folder = tmp_path_factory.mktemp("tiles")
+    normal = pq.read_table(shared_data / "mtile_ad_train.parquet").slice(0, 50)
+    mixed = pq.read_table(shared_data / "mtile_ad_test.parquet").slice(0, 48)
+    pq.write_table(normal, folder / "normal.parquet")
+    pq.write_table(mixed, folder / "mixed.parquet")
+    return folder / "normal.parquet", folder / "mixed.parquet"
+
+
+@pytest.fixture(scope="module")
+def run(tiles: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Run(
+        method="KMeans", method_args={"k": 10}, encoder="pixels", image_size=16, batch=16, steps=6,
+        encoder_args={"side": 16}, data=str(tiles[0]), hold_out=1, precision="32",
+    )  # fmt: skip
+    return fit(run, out=tmp_path_factory.mktemp("runs") / "kmeans", observers=()).folder
+
+
+def test_images_are_scored_shown_and_written(
+    run: Path, tiles: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["--label", "label", "--normal-class", "normal"]
+    assert main([str(run), str(tiles[1]), *labels, "--out", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().out
+    assert "AUPR of anomalies" in said
+    assert "The most anomalous by energy:" in said
+    table = pq.read_table(tmp_path / "a" / "anomalies.parquet")
+    assert table.num_rows == 48
+    assert {"energy", "neighbours", "pixels, PCA"} <= {*table.column_names}
+    told = json.loads((tmp_path / "a" / "anomalies.json").read_text())
+    assert told["normal"] == sum(table["normal"].to_pylist())
+    for scores in told["scores"].values():
+        for score in scores.values():
+            assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+    with Image.open(tmp_path / "a" / "anomalies.webp") as sheet:
+        assert sheet.size == (768, 4 * 96)
+
+
+def test_windows_give_maps_that_are_compared_with_masks(
+    run: Path, tiles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    arguments = [
+        str(run), str(tiles[1]), "--label", "label", "--normal-class", "normal", "--window", "16",
+        "--stride", "8", "--masks", "mask", "--out", str(tmp_path / "a"), "--by", "energy",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    told = json.loads((tmp_path / "a" / "anomalies.json").read_text())
+    pixels = {name: each["auroc_pixels"]["value"] for name, each in told["scores"].items()}
+    assert max(pixels.values()) > 0.6
+
+
+def test_masks_are_those_of_the_rows_asked_for(tiles: tuple[Path, Path]) -> None:
+    table = pq.read_table(tiles[1])
+    found = read_masks(tiles[1], "mask", [5, 0, 7])
+    for mask, i in zip(found, (5, 0, 7), strict=True):
+        assert (mask is None) == (table["label"][i].as_py() == 0)
+        if mask is not None:
+            assert mask.dtype == bool
+            assert 0 < mask.mean() < 1
+    with pytest.raises(ValueError, match="no masks in a column 'nonsense'"):
+        read_masks(tiles[1], "nonsense", [0])
+
+
+def test_embeddings_are_enough(tiles: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
+    from erg.commands.embed import main as embed
+
+    for name, path in zip(("normal", "mixed"), tiles, strict=True):
+        out = str(tmp_path / f"{name}.parquet")
+        assert embed([str(run / "encoder"), str(path), "--label", "label", "--out", out]) == 0
+    files = [str(tmp_path / "normal.parquet"), str(tmp_path / "mixed.parquet")]
+    assert main([*files, "--normal-class", "normal", "--out", str(tmp_path / "a")]) == 0
+    table = pq.read_table(tmp_path / "a" / "anomalies.parquet")
+    assert table.column_names == ["id", "path", "normal", "neighbours", "Mahalanobis", "k-means"]
+    assert not pa.types.is_null(table.schema.field("normal").type)
+
+
+def test_mistakes_are_told(run: Path, tiles: tuple[Path, Path], tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "a")]
+    with pytest.raises(ValueError, match="--window"):
+        main([str(run), str(tiles[1]), "--masks", "mask", *out])
+    with pytest.raises(ValueError, match="no energy 'nonsense'"):
+        main([str(run), str(tiles[1]), "--by", "nonsense", *out])

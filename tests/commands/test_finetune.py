@@ -1,0 +1,43 @@
+"""erg finetune, from the outside."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from erg.apply.finetune import load_classifier
+from erg.commands.finetune import main
+from erg.encoders import build_encoder, save_encoder
+
+QUICK = ["--steps", "6", "--batch", "16", "--label", "texture"]
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    save_encoder(build_encoder("conv", 16, width=4, stages=2), tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_a_classifier_and_an_honest_comparison_are_written(encoder: Path, capsys) -> None:
+    out = encoder.parent / "c"
+    assert main([str(encoder), "synthetic:200", "--per-class", "4", *QUICK, "--out", str(out)]) == 0
+    told = json.loads((out / "scores.json").read_text())
+    classes = len(load_classifier(out).classes)
+    assert told["n_train"] == 4 * classes
+    assert told["n_test"] == 40
+    assert told["split"] == "80 / 20 by content hash"
+    assert list(told["accuracy"]) == ["fine-tuned", "from scratch", "linear probe, not tuned"]
+    for score in told["accuracy"].values():
+        assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+    said = capsys.readouterr().out
+    assert told["verdict"] in said
+    assert "Pretraining" in told["verdict"]
+
+
+def test_a_test_set_is_taken_as_given(encoder: Path) -> None:
+    out = encoder.parent / "c"
+    test = ["--test", "synthetic:50"]
+    assert main([str(encoder), "synthetic:120", *QUICK, *test, "--out", str(out)]) == 0
+    told = json.loads((out / "scores.json").read_text())
+    assert (told["n_train"], told["n_test"]) == (120, 50)
+    assert told["split"] == "two sets, as given"

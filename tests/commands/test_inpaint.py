@@ -1,0 +1,70 @@
+"""erg inpaint, from its arguments."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from erg.apply import inpaint
+from erg.commands.inpaint import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture, masks, and a model that saw two steps of made-up scenes."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (40, 51, 3)).astype(np.uint8)).save(root / "a.png")
+    mask = np.zeros((40, 51), dtype=np.uint8)
+    mask[10:20, 5:30] = 255
+    Image.fromarray(mask).save(root / "mask.png")
+    Image.fromarray(mask[:30]).save(root / "small.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inpaint, "BATCH", 2)
+        arguments = ["--images", "synthetic:40", "--steps", "2", "--out", str(root / "model")]
+        assert main(arguments) == 0
+    return root
+
+
+def test_training_tells_what_it_is_worth(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(inpaint, "BATCH", 2)
+    arguments = ["--images", "synthetic:20", "--test", "synthetic:8", "--steps", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "model")]) == 0
+    said = capsys.readouterr().out
+    for words in ("Training on 20 images; 8 are", "text:", "holes:", "PSNR in dB", "erg, blind"):
+        assert words in said
+    assert (tmp_path / "model" / "pictures.png").exists()
+
+
+def test_a_picture_is_restored_under_its_mask(folder: Path, tmp_path: Path) -> None:
+    before = np.asarray(Image.open(folder / "a.png"))
+    model = ["--model", str(folder / "model")]
+    out = tmp_path / "out.png"
+    arguments = [*model, "--mask", str(folder / "mask.png"), "--out", str(out)]
+    assert main([str(folder / "a.png"), *arguments]) == 0
+    after = np.asarray(Image.open(out))
+    hidden = np.asarray(Image.open(folder / "mask.png")) > 0
+    assert after.shape == before.shape
+    assert np.array_equal(after[~hidden], before[~hidden])
+    assert (after[hidden] != before[hidden]).any(axis=1).mean() > 0.9
+    assert main([str(folder / "a.png"), *model]) == 0
+    with Image.open(folder / "a-filled.png") as filled:
+        assert filled.size == (51, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "takes a picture and --model"),
+        (["a.png"], "takes a picture and --model"),
+        (["--images", "synthetic:9", "--mask", "mask.png"], "takes a picture and --model"),
+        (["a.png", "--model", "."], "holds no model for erg inpaint"),
+        (["a.png", "--model", "model", "--mask", "small.png"], "51 x 30 pixels and the picture"),
+        (["--images", "nowhere"], "no file or folder"),
+    ],
+)
+def test_a_mistake_is_said(folder: Path, monkeypatch, arguments: list[str], said: str) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=said):
+        main(arguments)

@@ -1,0 +1,34 @@
+"""erg layers, from the outside."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from erg.commands.layers import main
+from erg.train.fit import fit
+from erg.train.run import Run
+
+
+def test_a_chart_and_its_numbers_are_written(tmp_path: Path, capsys) -> None:
+    run = Run(
+        method="Rotation", encoder="conv", encoder_args={"width": 4, "stages": 3}, image_size=16,
+        data="synthetic:150", batch=16, steps=2,
+    )  # fmt: skip
+    folder = fit(run, out=tmp_path / "run", observers=()).folder
+    assert main([str(folder), "--label", "shape", "--values", "128", "--images", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "Best of the trained one" in said
+    told = json.loads((folder / "layers.json").read_text())
+    assert told["n_train"] == 100
+    assert told["n_test"] == 30
+    assert list(told["layers"]) == ["trained", "before training"]
+    names = [layer["name"] for layer in told["layers"]["trained"]]
+    assert names == ["stage 1", "stage 2", "stage 3", "output"]
+    root = ElementTree.parse(folder / "layers.svg").getroot()
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {*names, "trained", "before training"} <= {*texts}
+    circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(circles) == 8
+    heights = [float(c.attrib["cy"]) for c in circles[:4]]
+    values = [layer["accuracy"]["value"] for layer in told["layers"]["trained"]]
+    assert sorted(range(4), key=lambda i: heights[i]) == sorted(range(4), key=lambda i: -values[i])

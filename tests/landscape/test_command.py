@@ -1,0 +1,41 @@
+"""erg landscape, from the outside."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from erg import landscape
+from erg.commands.landscape import main
+
+
+def test_without_a_name_it_lists_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for name, (_, about) in landscape.FIGURES.items():
+        assert f"{name:<14}{about}" in said
+
+
+def test_it_draws_and_says_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "wells.png"
+    assert main(["wells", "--out", str(out), "--theme", "dark", "--dpi", "40"]) == 0
+    said = capsys.readouterr().out
+    assert "wells: 20" in said
+    assert f"Drawn: {out}" in said
+    with Image.open(out) as picture:
+        assert picture.size == (296, 248)
+
+
+def test_options_reach_the_figure(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no world is called 'sphere'"):
+        main(["training", "--world", "sphere"])
+    with pytest.raises(ValueError, match="figure wells has no option 'world'"):
+        main(["wells", "--world", "moons"])
+
+
+def test_every_figure_is_found_and_told_of() -> None:
+    page = Path(__file__).parents[2] / "docs" / "landscape.md"
+    told = page.read_text()
+    for name in landscape.FIGURES:
+        assert landscape.find(name).__doc__
+        assert f"| {name} |" in told

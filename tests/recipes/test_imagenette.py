@@ -1,0 +1,27 @@
+"""Imagenette: a small recipe for every method."""
+
+import pytest
+
+from erg import catalog
+from erg.recipes.cifar import HEADS
+from erg.recipes.default import OF_TOKENS
+from erg.recipes.imagenette import imagenette
+
+
+@pytest.mark.parametrize("method", [n for n in catalog.names() if n not in OF_TOKENS])
+def test_every_method_has_a_recipe(method: str) -> None:
+    run = imagenette(method, data="imagenette", epochs=4, seed=3)
+    assert (run.method, run.data, run.seed) == (method, "imagenette", 3)
+    assert run.image_size in (32, 96)
+    assert run.steps == max(1, round(4 * (int(0.95 * 9_469) // run.batch)))
+    catalog.check_arguments(catalog.find(method), run.method_args)
+    for name, value in HEADS.get(method, {}).items():
+        assert run.method_args[name] == value
+
+
+@pytest.mark.parametrize("method", ["RELICv2", "DeepCluster", "SeLa", "VICRegL", "DINO"])
+def test_crops_fit_the_encoder(method: str) -> None:
+    built = imagenette(method).build()
+    plan = built.plan()
+    assert {view.pixels(96) for view in plan.main} == {96}
+    assert {view.pixels(96) for view in plan.local} <= {48}
