@@ -1,34 +1,13 @@
 """The loop on vectors: corruption as planned, closed forms reached, the same for the same seed."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from erg.landscape import worlds
-from erg.landscape.learn import corrupted, learn, method
+from erg.landscape.learn import learn, method
 from erg.methods.kmeans import KMeans
-from erg.views.plan import WHOLE, Plan
-from erg.views.types import View, Views
-
-
-def some_views(n: int = 2000, step: int = 0) -> Views:
-    return Views((View(torch.ones(n, 3)),) * 2, torch.arange(n), step=step, pairing="alone")
-
-
-def test_vectors_are_corrupted_as_the_plan_says() -> None:
-    plan = Plan(main=(WHOLE, replace(WHOLE, noise=0.2)), pairs="alone")
-    clean, noisy = corrupted(some_views(), plan, 0).main
-    assert torch.equal(clean.data, torch.ones(2000, 3))
-    assert float(noisy.data.std()) == pytest.approx(0.2, rel=0.05)
-    assert float(noisy.data.mean()) == pytest.approx(1.0, abs=0.01)
-    later = corrupted(some_views(step=1), plan, 0).main[1]
-    assert not torch.allclose(later.data, noisy.data)
-    zeroed = replace(plan, main=(WHOLE, replace(WHOLE, zeroed=0.3)))
-    data = corrupted(some_views(), zeroed, 0).main[1].data
-    assert set(data.unique().tolist()) == {0.0, 1.0}
-    assert float((data == 0).float().mean()) == pytest.approx(0.3, abs=0.03)
 
 
 def test_kmeans_ends_where_lloyd_stands_still() -> None:

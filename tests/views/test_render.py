@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from erg.views import kernels
 from erg.views.masks import random_mask, random_tiles
@@ -30,7 +31,7 @@ from erg.views.plan import (
     Tiles,
     two_views,
 )
-from erg.views.render import draw, make_tokens, make_view, make_views, render
+from erg.views.render import draw, make_tokens, make_vectors, make_view, make_views, render
 from erg.views.types import Output, View
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -615,3 +616,29 @@ def test_refuses_what_does_not_fit() -> None:
         make(LIGHT, out=np.empty((7, 32, 32, 3)))
     with pytest.raises(ValueError, match="kind tokens"):
         make_plan(Plan(main=(LIGHT,), kind="tokens"))
+
+
+def test_vectors_are_corrupted_as_the_plan_says() -> None:
+    vectors, rows = np.ones((3000, 3)), np.arange(3000)
+
+    def of(plan: Plan, rows: np.ndarray = rows, seed: int = 5, epoch: int = 2) -> list[np.ndarray]:
+        made = make_vectors(vectors[rows], plan, seed=seed, epoch=epoch, step=9, index=rows)
+        assert made.step == 9
+        assert made.index.tolist() == rows.tolist()
+        return [view.data.numpy() for view in made.main]
+
+    plan = Plan(main=(WHOLE, replace(WHOLE, noise=0.2)), pairs="alone")
+    clean, noisy = of(plan)
+    assert np.array_equal(clean, vectors)
+    assert clean.dtype == noisy.dtype == np.float32
+    assert stats.kstest(((noisy - 1) / 0.2).ravel(), "norm").pvalue > 0.01
+    assert np.abs(np.corrcoef(noisy, rowvar=False) - np.eye(3)).max() < 4.5 / np.sqrt(3000)
+    few = np.array([17, 3, 2999])
+    assert np.array_equal(of(plan, few)[1], noisy[few])  # whatever else is in the batch
+    assert not np.array_equal(of(plan, epoch=3)[1], noisy)
+    assert not np.array_equal(of(plan, seed=6)[1], noisy)
+    twice = of(replace(plan, main=(replace(WHOLE, noise=0.2),) * 2))
+    assert not np.array_equal(*twice)
+    (lost,) = of(replace(plan, main=(replace(WHOLE, zeroed=0.3),)))
+    assert set(np.unique(lost)) == {0.0, 1.0}
+    assert abs((lost == 0).mean() - 0.3) < 4.5 * np.sqrt(0.21 / 9000)

@@ -16,8 +16,8 @@ from erg.data.ahead import ahead
 from erg.views.pixels import Pixels
 from erg.views.plan import Plan
 from erg.views.random import permutation
-from erg.views.render import make_tokens, make_views
-from erg.views.types import Output, View, Views
+from erg.views.render import make_tokens, make_vectors, make_views
+from erg.views.types import Output, Views
 
 
 @runtime_checkable
@@ -133,13 +133,8 @@ class Loader:
         )
 
     def _numbers(self, values: np.ndarray, rows: np.ndarray, epoch: int, step: int) -> Views:
-        if values.dtype.kind == "i":
-            return make_tokens(
-                values, self.plan, seed=self.seed, epoch=epoch, step=step, index=rows
-            )
-        view = View(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
-        main = (view,) * len(self.plan.main)
-        return Views(main, torch.from_numpy(rows), step=step, pairing=self.plan.pairs)
+        make = make_tokens if values.dtype.kind == "i" else make_vectors
+        return make(values, self.plan, seed=self.seed, epoch=epoch, step=step, index=rows)
 
     def batches(self, step: int) -> list[Views]:
         """This process's micro-batches of a step."""

@@ -8,13 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from erg import noise
 from erg.data.loader import Loader
 from erg.method import Method
 from erg.train.optim import build_optimiser
 from erg.train.run import Optimiser, Run
 from erg.views.plan import Plan
-from erg.views.types import View, Views
 
 QUICK = Optimiser(lr=3e-3, weight_decay=0.0)
 """For networks of two layers on vectors."""
@@ -82,7 +80,7 @@ def learn(
     for step in range(steps):
         progress = step / steps
         torch.manual_seed(seed + step)
-        loss = model.loss(corrupted(loader.views(step), plan, seed), progress)
+        loss = model.loss(loader.views(step), progress)
         if trained is not None:
             for group in trained.param_groups:
                 group["lr"] = optimiser.learning_rate(progress)
@@ -96,27 +94,6 @@ def learn(
             _after_epoch(model, points)
         watch_in(model, watch, step + 1)
     return model.eval()
-
-
-def corrupted(views: Views, plan: Plan, seed: int) -> Views:
-    """Views of vectors with the noise and the zeros that the plan asks for."""
-
-    def one(view: View, number: int) -> View:
-        asked, data = plan.main[number], view.data
-        if asked.noise:
-            drawn = noise.normal(
-                views.index, *data.shape[1:], purpose=f"noise {seed} {number}", step=views.step
-            )
-            data = data + asked.noise * drawn
-        if asked.zeroed:
-            drawn = noise.normal(
-                views.index, *data.shape[1:], purpose=f"zeros {seed} {number}", step=views.step
-            )
-            data = torch.where(torch.special.ndtr(drawn) < asked.zeroed, 0.0, data)
-        return view.with_data(data)
-
-    main = tuple(one(view, number) for number, view in enumerate(views.main))
-    return Views(main, views.index, step=views.step, pairing=views.pairing)
 
 
 def watch_in(model: Method, watch: Callable[[int], None], done: int) -> None:

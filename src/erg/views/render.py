@@ -1,5 +1,6 @@
-"""From pixels to views: carries out the augmentations of a plan with the compiled kernels; and from
-tokens to views, which are the tokens with masks."""
+"""From pixels to views: carries out the augmentations of a plan with the compiled kernels; from
+vectors to views, which are the vectors with noise; and from tokens to views, the tokens with masks.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,7 @@ from erg.views import kernels
 from erg.views.masks import Cut, draw_mask, random_tiles
 from erg.views.pixels import Pixels
 from erg.views.plan import WHOLE, Augmentation, Plan
+from erg.views.random import Purpose, uniform
 from erg.views.types import How, Output, View, Views
 
 MEMORY: dict[Output, str] = {"float32": "float32", "bfloat16": "uint16", "uint8": "uint8"}
@@ -297,6 +299,45 @@ def make_views(
     n = len(plan.main)
     rows = torch.from_numpy(_integers(index).copy())
     return Views(tuple(made[:n]), rows, local=tuple(made[n:]), step=step, pairing=plan.pairs)
+
+
+def make_vectors(
+    vectors: Shaped[np.ndarray, "b d"],
+    plan: Plan,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    index: Int64[np.ndarray, " b"],
+) -> Views:
+    """Make all views of vectors, float32: with the noise and the zeros that the plan asks for.
+
+    Of crops and colours vectors know nothing; noise is in their own units, and zeros stand for
+    what is missing.
+
+    Args:
+        vectors: one per item.
+        plan: of which `noise` and `zeroed` count.
+        seed: of the run.
+        epoch: number of the epoch.
+        step: optimiser step the batch belongs to.
+        index: row of each vector in the manifest.
+    """
+    rows = _integers(index)
+    data = np.ascontiguousarray(vectors, dtype=np.float32)
+    draws = np.arange(data.shape[1])
+    made: list[View] = []
+    for number, wanted in enumerate(plan.main):
+        view, words = data, (seed, epoch, rows[:, None], number)
+        if wanted.noise:  # Box & Muller 1958
+            radius, turn = (uniform(*words, Purpose.NOISE, draws + k * len(draws)) for k in (0, 1))
+            normal = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * turn)
+            view = view + np.float32(wanted.noise) * normal.astype(np.float32)
+        if wanted.zeroed:
+            lost = uniform(*words, Purpose.ZEROED, draws) < wanted.zeroed
+            view = np.where(lost, np.float32(0), view)
+        made.append(View(torch.from_numpy(view)))
+    return Views(tuple(made), torch.from_numpy(rows.copy()), step=step, pairing=plan.pairs)
 
 
 def make_tokens(
