@@ -24,7 +24,8 @@ def closest(
 ) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"]]:
     """min_k ||y - w_k||^2 and argmin_k of it, some rows at a time."""
     rows = max(1, AT_ONCE // len(prototypes))
-    found = [to_prototypes(part, prototypes).min(dim=1) for part in y.split(rows)]
+    starts = range(0, max(1, len(y)), rows)
+    found = [to_prototypes(y[start : start + rows], prototypes).min(dim=1) for start in starts]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from erg.apply.finetune import load_classifier
+from erg.classifiers import load_classifier
 from erg.commands.finetune import main
 from erg.encoders import build_encoder, save_encoder
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from erg.encoders import Encoder, build_encoder, load_classifier, save_classifier
+from erg.classifiers import Classifier, save_classifier
+from erg.encoders import Encoder, build_encoder
 from erg.methods.distillation import Distillation
 from erg.views.plan import SIMCLR, SIMCLR_SMALL
 from erg.views.types import View, Views
@@ -30,12 +31,12 @@ def an_encoder(seed: int = 0, width: int = 8) -> Encoder:
 
 def a_teacher(folder: Path) -> tuple[Encoder, nn.Linear]:
     """Written to a folder: wider than the student, with another mean and deviation."""
-    encoder, layer = an_encoder(3, width=12), nn.Linear(24, 4)
-    encoder.mean, encoder.std = (0.1, 0.2, 0.3), (0.6, 0.7, 0.8)
+    model = Classifier(an_encoder(3, width=12), ("a", "b", "c", "d"))
+    model.encoder.mean, model.encoder.std = (0.1, 0.2, 0.3), (0.6, 0.7, 0.8)
     with torch.no_grad():
-        encoder.train()(drawn(20, 3, 16, 16))
-    save_classifier(encoder, layer.weight, layer.bias, folder)
-    return encoder.eval(), layer
+        model.train()(drawn(20, 3, 16, 16))
+    save_classifier(model, folder)
+    return model.encoder.eval(), model.head
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -103,16 +104,7 @@ def test_a_student_learns_to_say_what_its_teacher_says(tmp_path: Path) -> None:
     assert float(told.eq(p.argmax(dim=1)).float().mean()) > 0.9
 
 
-def test_a_classifier_is_read_as_it_was_written(tmp_path: Path) -> None:
-    encoder, layer = a_teacher(tmp_path)
-    read = load_classifier(tmp_path)
-    assert (read.encoder.mean, read.encoder.std) == (encoder.mean, encoder.std)
-    assert torch.equal(read.layer.weight, layer.weight)
-    assert not read.training
-    (tmp_path / "classifier.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match="holds no classifier of erg"):
-        load_classifier(tmp_path)
-    (tmp_path / "classifier.safetensors").unlink()
+def test_a_folder_without_a_teacher_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no classifier of erg"):
         Distillation(an_encoder(), teacher=str(tmp_path))
 
@@ -120,7 +112,7 @@ def test_a_classifier_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_teacher_of_another_fixed_size_is_refused(tmp_path: Path) -> None:
     vit: dict[str, Any] = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     encoder = build_encoder("vit_tiny_patch16_224", 32, **vit)
-    save_classifier(encoder, torch.zeros(3, 16), torch.zeros(3), tmp_path)
+    save_classifier(Classifier(encoder, ("a", "b", "c")), tmp_path)
     with pytest.raises(ValueError, match="takes images of 32 pixels only"):
         Distillation(an_encoder(), teacher=str(tmp_path))
 

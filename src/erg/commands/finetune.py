@@ -49,7 +49,8 @@ def finetune_(
     """
     from dataclasses import replace
 
-    from erg.apply.finetune import Tuning, save_classifier
+    from erg.apply.finetune import Tuning
+    from erg.classifiers import save_classifier
     from erg.commands.show import console, tell
     from erg.durable import write_atomically
     from erg.encoders import load_encoder

@@ -188,9 +188,7 @@ def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
         changes["name"] = options.optimiser
     if options.weight_decay is not None:
         changes["weight_decay"] = options.weight_decay
-    run = replace(
-        run, optimiser=replace(run.optimiser, **changes), strategy=options.strategy
-    )
+    run = replace(run, optimiser=replace(run.optimiser, **changes), strategy=options.strategy)
     assert isinstance(run, Run)
     assert isinstance(run.optimiser, Optimiser)
     return run, [source.describe(), *why], source

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from erg import distributed, energy
-from erg.encoders import Classifier, Encoder, load_classifier
+from erg.classifiers import Classifier, load_classifier
+from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.views.plan import LARGE, SIMCLR, SIMCLR_SMALL, Plan
 from erg.views.types import View, Views
@@ -27,8 +28,8 @@ class Distillation(Method):
     teacher.
 
     Args:
-        teacher: folder that `erg.encoders.save_classifier` wrote; empty takes the encoder as it
-            starts, its features being the scores.
+        teacher: folder that `erg finetune` wrote; empty takes the encoder as it starts, its
+            features being the scores.
         temperature: T (1 for smaller students, 0.1 for one like its teacher).
     """
 
@@ -39,7 +40,7 @@ class Distillation(Method):
         self.temperature = temperature
         if teacher:
             self.teacher = load_classifier(Path(teacher)).requires_grad_(False)
-            classes, theirs = self.teacher.layer.out_features, self.teacher.encoder
+            classes, theirs = len(self.teacher.classes), self.teacher.encoder
             if theirs.grid and theirs.image_size != encoder.image_size:
                 raise ValueError(
                     f"the teacher {theirs.name} takes images of {theirs.image_size} pixels only "
@@ -67,8 +68,9 @@ class Distillation(Method):
     @torch.no_grad()
     def opinion(self, view: View) -> Float[Tensor, "b k"]:
         """p', of a teacher that normalises images in its own way."""
-        own = isinstance(self.teacher, Classifier)
-        scores = self.teacher(view.unit() if own else view.data)
+        teacher = self.teacher
+        own = isinstance(teacher, Classifier)
+        scores = teacher.of_unit(view.unit()) if own else teacher(view.data)
         return (energy.at_least_float32(scores) / self.temperature).softmax(dim=1)
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:

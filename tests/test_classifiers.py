@@ -1,0 +1,73 @@
+"""Classifiers: written and read with the same bits, by timm too."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from erg.classifiers import Classifier, load_classifier, save_classifier
+from erg.encoders import build_encoder
+
+SMALL = {"width": 8, "stages": 3}
+
+NETWORKS = {
+    "conv": (16, SMALL),
+    "resnet18": (32, {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}),
+    "vit_tiny_patch16_224": (32, {"depth": 1, "embed_dim": 48}),
+}
+
+WITH_TIMM = """
+import sys, numpy, timm, torch
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+assert "erg" not in sys.modules
+assert model.pretrained_cfg["label_names"] == ["cat", "dog", "owl"], model.pretrained_cfg
+numpy.save(sys.argv[3], model(torch.from_numpy(numpy.load(sys.argv[2]))).detach().numpy())
+"""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_saved_comes_back_and_timm_loads_it(name: str, tmp_path: Path) -> None:
+    size, arguments = NETWORKS[name]
+    torch.manual_seed(0)
+    model = Classifier(build_encoder(name, size, **arguments), ("cat", "dog", "owl"))
+    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head.bias)
+    x = torch.randn(4, 3, size, size)
+    model.train()(x)  # moves the running averages away from their start
+    model.eval()
+    save_classifier(model, tmp_path / "c")
+    again = load_classifier(tmp_path / "c")
+    assert again.classes == model.classes
+    assert torch.equal(again(x), model(x))
+    if name == "conv":
+        return
+    np.save(tmp_path / "x.npy", x.numpy())
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_TIMM, str(tmp_path / "c"), str(tmp_path / "x.npy"),
+         str(tmp_path / "y.npy")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(tmp_path / "y.npy"), model(x).detach().numpy())
+
+
+def test_what_is_no_classifier_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no classifier"):
+        load_classifier(tmp_path)
+    model = Classifier(build_encoder("conv", 16, **SMALL), ("a", "b"))
+    save_classifier(model, tmp_path / "c")
+    config = tmp_path / "c" / "config.json"
+    config.write_text(config.read_text().replace('"b"', '"b", "c"'))
+    with pytest.raises(ValueError, match=r"do not fit its config \(head"):
+        load_classifier(tmp_path / "c")
+
+
+def test_images_are_normalised_as_the_encoder_wants_them() -> None:
+    model = Classifier(build_encoder("conv", 16, **SMALL), ("a", "b")).eval()
+    model.encoder.mean, model.encoder.std = (0.1, 0.2, 0.3), (0.6, 0.7, 0.8)
+    unit = torch.rand(2, 3, 16, 16)
+    each = [(unit[:, c] - (0.1, 0.2, 0.3)[c]) / (0.6, 0.7, 0.8)[c] for c in range(3)]
+    torch.testing.assert_close(model.of_unit(unit), model(torch.stack(each, dim=1)))
