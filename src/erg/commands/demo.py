@@ -11,7 +11,7 @@ def main(arguments: Sequence[str]) -> int:
     return tyro.cli(demo, args=list(arguments), prog="erg demo")
 
 
-def demo(*, out: Path = Path("demo"), images: int = 6000, seconds: float = 80.0) -> int:
+def demo(*, out: Path = Path("demo"), images: int = 6000, seconds: float = 70.0) -> int:
     """Make a small world of pictures, learn from it without labels, and judge the result.
 
     The pictures show a shape each; shape, colour, texture, place, size, background and light vary

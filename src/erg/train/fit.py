@@ -67,7 +67,7 @@ class Fitted:
                     f"embed takes uint8 images [h w 3] (got {array.dtype} {list(array.shape)}). "
                     "Convert them, or give PIL images."
                 )
-        device = next(self.method.parameters()).device
+        device = next((p.device for p in self.method.parameters()), torch.device("cpu"))
         encoder = self.method.encoder
         views = whole_images(
             InMemory(arrays), np.arange(len(arrays)), image_size=encoder.image_size,

@@ -152,7 +152,7 @@ def record_energies(file: Path, method: Method, views: Views, when: str) -> None
     known: dict[str, Any] = {"format": 1}
     if file.exists():
         known = read_json(file)
-    device = next(method.parameters()).device
+    device = next((p.device for p in method.parameters()), torch.device("cpu"))
     matched, mismatched = energies(method, views, device, None)
     known["pairing"] = views.pairing
     known[when] = {

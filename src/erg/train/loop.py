@@ -211,8 +211,8 @@ class Loop:
             mean=encoder.mean, std=encoder.std,
         )  # fmt: skip
         mine = features(encoder, encoder, views, device=self.device, autocast=self.autocast)
-        weights = next(self.method.parameters())
-        everyone = distributed.gather(torch.from_numpy(mine).to(weights))
+        dtype = next((p.dtype for p in self.method.parameters()), torch.float32)
+        everyone = distributed.gather(torch.from_numpy(mine).to(self.device, dtype))
         self.method.after_epoch(everyone)
 
     def trial(self, steps: int = 8, lasting: float = 3.0) -> float:
