@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from erg import inference
 from erg.encoders import build_encoder
 from erg.landscape import fields
 from erg.methods.kmeans import KMeans
@@ -68,8 +69,8 @@ def test_an_energy_is_that_of_the_method_when_it_was_asked() -> None:
 def test_the_gradient_of_a_bowl() -> None:
     y = torch.randn(7, 2, dtype=torch.float64)
     exact = torch.stack([2 * (y[:, 0] - 1), 6 * (y[:, 1] + 0.5)], dim=1)
-    assert torch.allclose(fields.gradient(bowl, y), exact)
-    assert not fields.gradient(bowl, y).requires_grad
+    assert torch.allclose(inference.slope(bowl, y), exact)
+    assert not inference.slope(bowl, y).requires_grad
 
 
 def test_no_way_down_ever_rises() -> None:
@@ -79,7 +80,7 @@ def test_no_way_down_ever_rises() -> None:
     assert torch.equal(way[0], start)
     levels = torch.stack([eggs(y) for y in way])
     assert float((levels[1:] - levels[:-1]).max()) <= 0
-    assert float(fields.gradient(eggs, way[-1]).abs().max()) < 1e-5
+    assert float(inference.slope(eggs, way[-1]).abs().max()) < 1e-5
 
 
 def test_a_kick_has_the_deviation_asked_for() -> None:

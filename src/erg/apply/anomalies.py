@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from erg.apply.embed import Opened, open_for, vectors_of
-from erg.apply.pictures import VIEW, _sheet, _square
+from erg.apply.pictures import VIEW, sheet, square
 from erg.apply.scores import pixels_of
 from erg.durable import whole_file, write_atomically
 from erg.embeddings import Embeddings
@@ -321,14 +321,14 @@ def picture(
     maps = [found.maps[name][i] for i in chosen] if found.maps else []
     low, high = (min(m.min() for m in maps), max(m.max() for m in maps)) if maps else (0.0, 1.0)
     for i in range(len(rows)):
-        cells.append(_square(pixels, i, VIEW))
+        cells.append(square(pixels, i, VIEW))
         if maps:
             grey = 255 * (maps[i] - low) / max(high - low, 1e-12)
             h, w = grey.shape
             edge, top, left = min(h, w), (h - min(h, w)) // 2, (w - min(h, w)) // 2
             centre = Image.fromarray(grey.astype(np.uint8)[top : top + edge, left : left + edge])
             cells.append(np.asarray(centre.convert("RGB").resize((VIEW, VIEW))))
-    write_atomically(path, _sheet(cells, 8))
+    write_atomically(path, sheet(cells, 8))
     return rows.tolist()
 
 

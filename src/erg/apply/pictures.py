@@ -76,8 +76,8 @@ def _map(folder: Path, opened: Opened, rows: np.ndarray, vectors: np.ndarray) ->
         names = [*opened.classes, ""]
         labels = [names[opened.labels[row]] for row in rows]
     pixels = opened.images.pixels(rows)  # type: ignore[union-attr]
-    thumbs = [_square(pixels, i, THUMB) for i in range(len(rows))]
-    write_atomically(folder / "thumbnails.webp", _sheet(thumbs, SHEET_COLUMNS))
+    thumbs = [square(pixels, i, THUMB) for i in range(len(rows))]
+    write_atomically(folder / "thumbnails.webp", sheet(thumbs, SHEET_COLUMNS))
     points = {
         "format": 1,
         "size": THUMB,
@@ -128,14 +128,14 @@ def _views(folder: Path, fitted: Fitted, opened: Opened, views: Views, rows: np.
     ]
     cells: list[np.ndarray] = []
     for i in range(len(rows)):
-        cells.append(_square(pixels, i, VIEW))
+        cells.append(square(pixels, i, VIEW))
         for view in made:
             image = _as_cut(view, i)
             if view.mask is not None:
                 image = image * _visible(view.mask.hidden[i], view.mask.grid, image.shape[-1])
             array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
             cells.append(_resized(Image.fromarray(np.ascontiguousarray(array)), VIEW))
-    write_atomically(folder / "views.webp", _sheet(cells, len(captions)))
+    write_atomically(folder / "views.webp", sheet(cells, len(captions)))
     about = {
         "format": 1,
         "size": VIEW,
@@ -151,7 +151,7 @@ def _visible(hidden: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Te
     return torch.nn.functional.interpolate(kept, size=(side, side))[0, 0]
 
 
-def _square(pixels: Pixels, i: int, side: int) -> np.ndarray:
+def square(pixels: Pixels, i: int, side: int) -> np.ndarray:
     """The centred square of image i, as evaluation sees it, at a given side."""
     image = pixels.image(i)
     h, w = image.shape[:2]
@@ -166,13 +166,14 @@ def _resized(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), filter))
 
 
-def _sheet(cells: list[np.ndarray], columns: int) -> bytes:
+def sheet(cells: list[np.ndarray], columns: int) -> bytes:
+    """Cells [s s 3], uint8, row by row on one WebP picture; what is left over is black."""
     side = cells[0].shape[0]
     rows = -(-len(cells) // columns)
-    sheet = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
+    page = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
     for i, cell in enumerate(cells):
         y, x = divmod(i, columns)
-        sheet[y * side : (y + 1) * side, x * side : (x + 1) * side] = cell
+        page[y * side : (y + 1) * side, x * side : (x + 1) * side] = cell
     out = BytesIO()
-    Image.fromarray(sheet).save(out, "WEBP", quality=80)
+    Image.fromarray(page).save(out, "WEBP", quality=80)
     return out.getvalue()

@@ -14,7 +14,7 @@ from erg.energy import free_energy
 from erg.landscape import worlds
 from erg.landscape.draw import Canvas, Figure
 from erg.landscape.ellipses import Ellipses
-from erg.landscape.fields import Grid, along, descend, energy_map, energy_of, gradient, grid
+from erg.landscape.fields import Grid, along, descend, energy_map, energy_of, grid
 from erg.landscape.learn import learn
 from erg.train.run import Optimiser
 
@@ -73,7 +73,7 @@ class Inference(Figure):
             worlds.horn(1500, seed).numpy(), samples.numpy(), ring.numpy(), model.angles.numpy(),
             of_samples.numpy(), z[:, 0].numpy(), of_way.numpy(), in_y.numpy(),
             rows.points.numpy(), chosen.numpy(), of_chosen.numpy(),
-            where, energy_map(cold, where), gradient(cold, rows.points).numpy(),
+            where, energy_map(cold, where), inference.slope(cold, rows.points).numpy(),
         )  # fmt: skip
 
     def facts(self) -> dict[str, float]:
@@ -183,7 +183,7 @@ class FreeEnergies(Figure):
         return cls(
             where, points.numpy(), np.stack([energy_map(energy_of(m), where) for m in models]),
             rings.numpy(), torch.stack(nearest).numpy(), coarse.numpy(),
-            torch.stack([gradient(energy_of(m), coarse) for m in models]).numpy(),
+            torch.stack([inference.slope(energy_of(m), coarse) for m in models]).numpy(),
             cold.angles.numpy(), weights.numpy(), betas, line.numpy(), np.array(families),
             (limits[0], limits[1]),
             float(along(energy_of(cold), torch.zeros(1, 2))[0]),

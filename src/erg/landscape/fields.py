@@ -16,7 +16,7 @@ from scipy.ndimage import minimum_filter
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from erg import noise
+from erg import inference, noise
 from erg.method import Method
 from erg.views.types import View
 
@@ -89,14 +89,6 @@ def energy_map(energy: Energy, where: Grid) -> np.ndarray:
     return along(energy, where.points).reshape(where.shape)
 
 
-def gradient(energy: Energy, points: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """dF/dy of every point."""
-    y = points.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        (found,) = torch.autograd.grad(energy(y).sum(), y)
-    return found
-
-
 def descend(
     energy: Energy, start: Float[Tensor, "n d"], *, steps: int = 200, rate: float = 0.1
 ) -> Float[Tensor, "t n d"]:
@@ -115,7 +107,7 @@ def descend(
     rates = torch.full((len(y), 1), rate).to(y)
     here = energy(y).detach()
     for _ in range(steps):
-        there = y - rates * gradient(energy, y)
+        there = y - rates * inference.slope(energy, y)
         fell = energy(there).detach()
         better = (fell <= here)[:, None]
         y, here = torch.where(better, there, y), torch.where(better[:, 0], fell, here)
