@@ -132,6 +132,22 @@ class Encoder(nn.Module, ABC):
             f"{self.name} has no {last} blocks to look into. Use a ViT, or look into fewer."
         )
 
+    def need_patches(self, who: str) -> tuple[int, int]:
+        """Rows and columns of the patches, for a method that cannot do without.
+
+        Args:
+            who: name of the method.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.grid is None:
+            raise ValueError(
+                f"{who} needs patch tokens; {self.name} gives one vector per image. "
+                "Use a ViT, for example vit_tiny_patch16_224."
+            )
+        return self.grid
+
     def need_sizes(self, who: str) -> None:
         """Refuse, for a method that makes small crops, where only one size of image fits.
 

@@ -10,7 +10,7 @@ from erg.method import Cell, Loss, Method
 from erg.parts.teacher import Teacher
 from erg.schedule import Linear, Schedule
 from erg.views.plan import Augmentation, Masking, Plan
-from erg.views.types import Mask, View, Views
+from erg.views.types import View, Views
 
 
 class Data2Vec(Method):
@@ -48,18 +48,14 @@ class Data2Vec(Method):
         crop: float = 0.08,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid is None:
-            raise ValueError(
-                f"Data2Vec needs patch tokens; {encoder.name} gives one vector per image. "
-                "Use a ViT, for example vit_tiny_patch16_224."
-            )
+        grid = encoder.need_patches("Data2Vec")
         if not 1 <= top <= encoder.depth:
             raise ValueError(
                 f"top = {top} of the {encoder.depth} blocks of {encoder.name} cannot be averaged. "
                 f"Choose 1 to {encoder.depth}."
             )
         self.top, self.beta, self.momentum, self.crop = top, beta, momentum, crop
-        self.masking = Masking(grid=encoder.grid, ratio=ratio, kind="blocks")
+        self.masking = Masking(grid=grid, ratio=ratio, kind="blocks")
         self.blank = nn.Parameter(torch.zeros(encoder.dim).normal_(std=0.02))
         self.teacher = Teacher(encoder)
 
@@ -72,7 +68,7 @@ class Data2Vec(Method):
 
     def predict(self, x: View) -> Float[Tensor, "b n d"]:
         """f(x), of all patches."""
-        return self.encoder.masked(x.data, mask_of(x), self.blank)[1]
+        return self.encoder.masked(x.data, x.need_mask("Data2Vec"), self.blank)[1]
 
     @torch.no_grad()
     def target(self, y: View) -> Float[Tensor, "b n d"]:
@@ -83,7 +79,7 @@ class Data2Vec(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         errors = energy.smooth_l1(self.predict(x), self.target(y), self.beta)  # [b n]
-        return energy.over_hidden(errors, mask_of(x).hidden.any(dim=1))
+        return energy.over_hidden(errors, x.need_mask("Data2Vec").hidden.any(dim=1))
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)
@@ -91,12 +87,3 @@ class Data2Vec(Method):
 
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.momentum(progress))
-
-
-def mask_of(view: View) -> Mask:
-    """The mask of a view, or an error that says how to get one."""
-    if view.mask is None:
-        raise ValueError(
-            "Data2Vec needs views with masks (got one without). Use Data2Vec's own plan."
-        )
-    return view.mask

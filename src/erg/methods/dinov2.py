@@ -81,19 +81,13 @@ class DINOv2(Method):
         small_crops: int = 8,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid is None:
-            raise ValueError(
-                f"DINOv2 needs patch tokens; {encoder.name} gives one vector per image. "
-                "Use a ViT, for example vit_tiny_patch16_224."
-            )
+        grid = encoder.need_patches("DINOv2")
         if small_crops:
             encoder.need_sizes("DINOv2")
         self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
         self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
         self.centring, self.koleo, self.small_crops = centring, koleo, small_crops
-        self.masking = Masking(
-            grid=encoder.grid, ratio=ratio, spread=spread, masked=masked, kind="blocks"
-        )
+        self.masking = Masking(grid=grid, ratio=ratio, spread=spread, masked=masked, kind="blocks")
         self.blank = nn.Parameter(torch.zeros(encoder.dim))
         self.heads = TokenHeads(
             encoder.dim, hidden, dim, prototypes, tokens="own" if untied else "same"
@@ -129,7 +123,7 @@ class DINOv2(Method):
         return self.teacher_heads(vectors, tokens[hidden])
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
-        mask = mask_of(x)
+        mask = x.need_mask("DINOv2")
         hidden = torch.zeros_like(mask.hidden[:, 0])
         vectors, tokens = self.encoder.masked(x.data, mask, self.blank)
         scores, _ = self.heads(vectors, tokens[hidden])
@@ -138,7 +132,7 @@ class DINOv2(Method):
 
     def loss(self, views: Views, progress: float) -> Loss:
         main = views.need(2)
-        masks = [mask_of(view) for view in main]
+        masks = [view.need_mask("DINOv2") for view in main]
         data = torch.cat([view.data for view in main])
         mask = Mask(torch.cat([each.hidden for each in masks]), masks[0].grid)
         hidden = mask.hidden.any(dim=1)  # [2b n]
@@ -178,10 +172,3 @@ def crowding(z: Float[Tensor, "b d"], eps: float = 1e-8) -> Float[Tensor, ""]:
     likeness = (z @ z.T).detach().fill_diagonal_(-2)
     distance = (z - z[likeness.argmax(dim=1)] + eps).norm(dim=1)
     return -(distance + eps).log().mean()
-
-
-def mask_of(view: View) -> Mask:
-    """The mask of a view, or an error that says how to get one."""
-    if view.mask is None:
-        raise ValueError("DINOv2 needs views with masks (got one without). Use DINOv2's own plan.")
-    return view.mask

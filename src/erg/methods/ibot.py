@@ -77,20 +77,14 @@ class IBOT(Method):
         small_crops: int = 10,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid is None:
-            raise ValueError(
-                f"IBOT needs patch tokens; {encoder.name} gives one vector per image. "
-                "Use a ViT, for example vit_tiny_patch16_224."
-            )
+        grid = encoder.need_patches("IBOT")
         if small_crops:
             encoder.need_sizes("IBOT")
         self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
         self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
         self.small_crops = small_crops
         kind: Literal["blocks", "random"] = "blocks" if blocks else "random"
-        self.masking = Masking(
-            grid=encoder.grid, ratio=ratio, spread=spread, masked=masked, kind=kind
-        )
+        self.masking = Masking(grid=grid, ratio=ratio, spread=spread, masked=masked, kind=kind)
         self.blank = nn.Parameter(torch.zeros(encoder.dim))
         self.heads = TokenHeads(
             encoder.dim, hidden, dim, prototypes, tokens="same" if shared else "directions"
@@ -115,7 +109,7 @@ class IBOT(Method):
         return self.teacher_heads(vectors, tokens.flatten(0, 1))
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
-        vectors, tokens = self.encoder.masked(x.data, mask_of(x), self.blank)
+        vectors, tokens = self.encoder.masked(x.data, x.need_mask("IBOT"), self.blank)
         scores, _ = self.heads(vectors, tokens[:, :0].flatten(0, 1))
         codes = self.centre.codes(self.taught(y.data)[0], self.teacher_end)
         return energy.cross_entropy(scores / self.temperature, codes)
@@ -156,12 +150,5 @@ class IBOT(Method):
 
 def both(views: tuple[View, ...]) -> Mask:
     """The masks of several views, one after the other."""
-    masks = [mask_of(view) for view in views]
+    masks = [view.need_mask("IBOT") for view in views]
     return Mask(torch.cat([mask.hidden for mask in masks]), masks[0].grid)
-
-
-def mask_of(view: View) -> Mask:
-    """The mask of a view, or an error that says how to get one."""
-    if view.mask is None:
-        raise ValueError("IBOT needs views with masks (got one without). Use IBOT's own plan.")
-    return view.mask

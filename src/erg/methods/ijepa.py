@@ -57,18 +57,14 @@ class IJEPA(Method):
         crop: float = 0.3,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid is None:
-            raise ValueError(
-                f"IJEPA needs patch tokens; {encoder.name} gives one vector per image. "
-                "Use a ViT, for example vit_tiny_patch16_224."
-            )
+        grid = encoder.need_patches("IJEPA")
         self.momentum, self.crop = momentum, crop
         self.masking = Masking(
-            grid=encoder.grid, kind="targets", targets=targets, area=area, aspect=aspect,
+            grid=grid, kind="targets", targets=targets, area=area, aspect=aspect,
             context=context,
         )  # fmt: skip
         self.predictor = TokenDecoder(
-            encoder.dim, encoder.grid, encoder.dim, depth=depth, heads=heads,
+            encoder.dim, grid, encoder.dim, depth=depth, heads=heads,
             width=width or max(4 * heads, encoder.dim // 2),
         )  # fmt: skip
         self.teacher = Teacher(encoder)

@@ -8,7 +8,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.decoder import TokenDecoder, patches
 from erg.views.plan import Augmentation, Masking, Plan
-from erg.views.types import Mask, View, Views
+from erg.views.types import View, Views
 
 
 class MAE(Method):
@@ -43,22 +43,18 @@ class MAE(Method):
         crop: float = 0.2,
     ) -> None:
         super().__init__(encoder)
-        if encoder.grid is None:
+        grid = encoder.need_patches("MAE")
+        rows, columns = grid
+        if encoder.image_size % rows or encoder.image_size % columns:
             raise ValueError(
-                f"MAE needs patch tokens; {encoder.name} gives one vector per image. "
-                "Use a ViT, for example vit_tiny_patch16_224."
-            )
-        if encoder.image_size % encoder.grid[0] or encoder.image_size % encoder.grid[1]:
-            raise ValueError(
-                f"{encoder.grid[0]} x {encoder.grid[1]} patches do not fill an image of "
+                f"{rows} x {columns} patches do not fill an image of "
                 f"{encoder.image_size} pixels. Use an image size that is a multiple of the patch."
             )
-        self.ratio, self.normalise, self.crop, self.grid = ratio, normalise, crop, encoder.grid
-        rows, columns = encoder.grid
+        self.ratio, self.normalise, self.crop, self.grid = ratio, normalise, crop, grid
         values = 3 * (encoder.image_size // rows) * (encoder.image_size // columns)
         width = width or max(4 * heads, encoder.dim // 2)
         self.decoder = TokenDecoder(
-            encoder.dim, encoder.grid, values, width=width, depth=depth, heads=heads
+            encoder.dim, grid, values, width=width, depth=depth, heads=heads
         )
 
     def plan(self) -> Plan:
@@ -67,7 +63,7 @@ class MAE(Method):
 
     def predict(self, x: View) -> Float[Tensor, "b n p"]:
         """All patches from the visible ones of x."""
-        mask = mask_of(x)
+        mask = x.need_mask("MAE")
         return self.decoder(self.encoder.tokens(x.data, mask), mask.keep())
 
     def target(self, y: View) -> Float[Tensor, "b n p"]:
@@ -79,15 +75,8 @@ class MAE(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         errors = (energy.at_least_float32(self.predict(x)) - self.target(y)).square().mean(dim=-1)
-        return energy.over_hidden(errors, mask_of(x).hidden.any(dim=1))
+        return energy.over_hidden(errors, x.need_mask("MAE").hidden.any(dim=1))
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)
         return Loss(pull={"reconstruction": distributed.mean(self.energy(view, view))})
-
-
-def mask_of(view: View) -> Mask:
-    """The mask of a view, or an error that says how to get one."""
-    if view.mask is None:
-        raise ValueError("MAE needs views with masks (got one without). Use MAE's own plan.")
-    return view.mask

@@ -172,6 +172,21 @@ class View:
         rows = self.data.permute(0, 2, 3, 1).reshape(b * self.made.order.shape[1], side, side, c)
         return rows.permute(0, 3, 1, 2)
 
+    def need_mask(self, who: str) -> Mask:
+        """The mask, for a method that cannot do without.
+
+        Args:
+            who: name of the method.
+
+        Raises:
+            ValueError: the view has none.
+        """
+        if self.mask is None:
+            raise ValueError(
+                f"{who} needs views with masks (got one without). Use {who}'s own plan."
+            )
+        return self.mask
+
     def with_data(self, data: Tensor) -> "View":
         """The same view of other data: How, Mask and scale are kept."""
         return replace(self, data=data)
