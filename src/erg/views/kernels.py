@@ -453,7 +453,8 @@ def _reflect(i, n):
 
 @_kernel("int64(float64, int64, float32[::1])")
 def _gauss(sigma, radius, weight):
-    """Fill half a normalised Gaussian, from its centre; give the radius that float32 can see."""
+    """Fill half a normalised Gaussian, from its centre, and zeros to the end; give the radius that
+    float32 can see."""
     total, reach = 1.0, 0
     for k in range(1, radius + 1):
         t = k * k / (2.0 * sigma * sigma)
@@ -463,53 +464,106 @@ def _gauss(sigma, radius, weight):
         reach = k
     for k in range(reach + 1):
         weight[k] = exp(-k * k / (2.0 * sigma * sigma)) / total if k else 1.0 / total
+    for k in range(reach + 1, len(weight)):
+        weight[k] = 0
     return reach
 
 
-@_kernel("void(float32[:, :, ::1], int64, int64, float32, float32[::1], uint64)")
-def _slow_centre(source, c, x, weight, line, at):
-    for i in range(source.shape[2]):
-        line[at + np.uint64(i)] = weight * source[c, x, i]
+# Four taps in a call, where one would spend its time on loading and storing sums; weights beyond
+# the reach are 0.
 
 
-@_kernel("void(float32[:, :, ::1], int64, int64, int64, float32, float32[::1], uint64)")
-def _slow_pair(source, c, a, b, weight, line, at):
-    for i in range(source.shape[2]):
-        line[at + np.uint64(i)] += weight * (source[c, a, i] + source[c, b, i])
+@_kernel("void(float32[:, :, ::1], int64, int64, float32[::1], float32[:, ::1])")
+def _slow_first(source, c, x, weight, target):
+    """The centre and three pairs about it, along the slow axis."""
+    side = source.shape[2]
+    a1, b1 = _reflect(x - 1, side), _reflect(x + 1, side)
+    a2, b2 = _reflect(x - 2, side), _reflect(x + 2, side)
+    a3, b3 = _reflect(x - 3, side), _reflect(x + 3, side)
+    w0, w1, w2, w3 = weight[0], weight[1], weight[2], weight[3]
+    for i in range(side):
+        target[x, i] = (
+            w0 * source[c, x, i]
+            + w1 * (source[c, a1, i] + source[c, b1, i])
+            + w2 * (source[c, a2, i] + source[c, b2, i])
+            + w3 * (source[c, a3, i] + source[c, b3, i])
+        )
 
 
-@_kernel("void(float32[::1], uint64, float32, float32[:, :, ::1], int64, int64)")
-def _fast_centre(line, at, weight, target, c, x):
-    for i in range(target.shape[2]):
-        target[c, x, i] = weight * line[at + np.uint64(i)]
+@_kernel("void(float32[:, :, ::1], int64, int64, int64, float32[::1], float32[:, ::1])")
+def _slow_more(source, c, x, k, weight, target):
+    """Four pairs more, from the k-th."""
+    side = source.shape[2]
+    a0, b0 = _reflect(x - k, side), _reflect(x + k, side)
+    a1, b1 = _reflect(x - k - 1, side), _reflect(x + k + 1, side)
+    a2, b2 = _reflect(x - k - 2, side), _reflect(x + k + 2, side)
+    a3, b3 = _reflect(x - k - 3, side), _reflect(x + k + 3, side)
+    w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
+    for i in range(side):
+        target[x, i] += (
+            w0 * (source[c, a0, i] + source[c, b0, i])
+            + w1 * (source[c, a1, i] + source[c, b1, i])
+            + w2 * (source[c, a2, i] + source[c, b2, i])
+            + w3 * (source[c, a3, i] + source[c, b3, i])
+        )
 
 
-@_kernel("void(float32[::1], uint64, uint64, float32, float32[:, :, ::1], int64, int64)")
-def _fast_pair(line, a, b, weight, target, c, x):
+@_kernel("void(float32[::1], uint64, float32[::1], float32[:, :, ::1], int64, int64)")
+def _fast_first(line, at, weight, target, c, x):
+    """The centre and three pairs about it, along a line that begins at `at`."""
+    a1, a2, a3 = at - np.uint64(1), at - np.uint64(2), at - np.uint64(3)
+    b1, b2, b3 = at + np.uint64(1), at + np.uint64(2), at + np.uint64(3)
+    w0, w1, w2, w3 = weight[0], weight[1], weight[2], weight[3]
     for i in range(target.shape[2]):
         j = np.uint64(i)
-        target[c, x, i] += weight * (line[a + j] + line[b + j])
+        target[c, x, i] = (
+            w0 * line[at + j]
+            + w1 * (line[a1 + j] + line[b1 + j])
+            + w2 * (line[a2 + j] + line[b2 + j])
+            + w3 * (line[a3 + j] + line[b3 + j])
+        )
 
 
-@_kernel("void(float32[:, :, ::1], float32[:, :, ::1], float32[::1], int64, float32[::1])")
-def _blur(source, target, weight, reach, line):
-    """Separable blur, a line at a time: along the slow axis into `line` (side + 2 reach values),
-    mirrored at its ends, then along the fast axis."""
-    side = source.shape[2]
-    at = np.uint64(reach)
+@_kernel("void(float32[::1], uint64, int64, float32[::1], float32[:, :, ::1], int64, int64)")
+def _fast_more(line, at, k, weight, target, c, x):
+    """Four pairs more, from the k-th."""
+    w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
+    a0, b0 = at - np.uint64(k), at + np.uint64(k)
+    a1, a2, a3 = a0 - np.uint64(1), a0 - np.uint64(2), a0 - np.uint64(3)
+    b1, b2, b3 = b0 + np.uint64(1), b0 + np.uint64(2), b0 + np.uint64(3)
+    for i in range(target.shape[2]):
+        j = np.uint64(i)
+        target[c, x, i] += (
+            w0 * (line[a0 + j] + line[b0 + j])
+            + w1 * (line[a1 + j] + line[b1 + j])
+            + w2 * (line[a2 + j] + line[b2 + j])
+            + w3 * (line[a3 + j] + line[b3 + j])
+        )
+
+
+@_kernel("void(float32[:, :, ::1], float32[:, ::1], float32[::1], int64, float32[::1])")
+def _blur(planes, spare, weight, reach, line):
+    """Separable blur in place: along the slow axis into `spare` [side side], then, a line at a
+    time, mirrored at its ends, along the fast axis."""
+    side = planes.shape[2]
+    if reach == 0:
+        return
+    last = reach // 4 * 4 + 3  # of the taps that the calls below read
+    at = np.uint64(last)
     for c in range(3):
         for x in range(side):
-            _slow_centre(source, c, x, weight[0], line, at)
-            for k in range(1, reach + 1):
-                a, b = _reflect(x - k, side), _reflect(x + k, side)
-                _slow_pair(source, c, a, b, weight[k], line, at)
-            for k in range(1, reach + 1):
-                line[reach - k] = line[reach + _reflect(-k, side)]
-                line[reach + side - 1 + k] = line[reach + _reflect(side - 1 + k, side)]
-            _fast_centre(line, at, weight[0], target, c, x)
-            for k in range(1, reach + 1):
-                a, b = np.uint64(reach - k), np.uint64(reach + k)
-                _fast_pair(line, a, b, weight[k], target, c, x)
+            _slow_first(planes, c, x, weight, spare)
+            for k in range(4, reach + 1, 4):
+                _slow_more(planes, c, x, k, weight, spare)
+        for x in range(side):
+            for i in range(side):
+                line[at + np.uint64(i)] = spare[x, i]
+            for k in range(1, last + 1):
+                line[last - k] = spare[x, _reflect(-k, side)]
+                line[last + side - 1 + k] = spare[x, _reflect(side - 1 + k, side)]
+            _fast_first(line, at, weight, planes, c, x)
+            for k in range(4, reach + 1, 4):
+                _fast_more(line, at, k, weight, planes, c, x)
 
 
 # Cut-out, noise and output
@@ -673,16 +727,7 @@ def _drop(tile, kept, mean, spare, h):
             tile[c * n + i] = mean[c] + spare[k * n + i]
 
 
-@_kernel("void(float32[:, :, ::1], float32[:, :, ::1])")
-def _copy(source, target):
-    """A loop: an assignment of arrays takes four seconds to compile."""
-    for c in range(3):
-        for x in range(source.shape[1]):
-            for i in range(source.shape[2]):
-                target[c, x, i] = source[c, x, i]
-
-
-@_kernel("void(float32[:, :, ::1], float32[:, :, ::1], float64[::1], float32[::1], float32[::1])")
+@_kernel("void(float32[:, :, ::1], float32[:, ::1], float64[::1], float32[::1], float32[::1])")
 def _colours(planes, spare, row, gauss, padded):
     """Jitter, grey, blur, solarise, as far as they are on; in place."""
     n = planes.shape[1] * planes.shape[2]
@@ -692,9 +737,7 @@ def _colours(planes, spare, row, gauss, padded):
     if row[GREY] > 0:
         _to_grey(everything[:n], everything[n : 2 * n], everything[2 * n :])
     if row[BLUR] > 0:
-        reach = _gauss(row[SIGMA], len(gauss) - 1, gauss)
-        _blur(planes, spare, gauss, reach, padded)
-        _copy(spare, planes)
+        _blur(planes, spare, gauss, _gauss(row[SIGMA], len(gauss) - 4, gauss), padded)
     if row[SOLARISE] > 0:
         _solarise(everything)
 
@@ -725,9 +768,9 @@ def render_batch(
     buffer = np.zeros(3 * side * side + side % 2, np.float32)  # even, as noise wants it
     everything = buffer[: 3 * side * side]
     planes = everything.reshape((3, side, side))
-    spare = np.empty((3, side, side), np.float32)
+    spare = np.empty((side, side), np.float32)
     radius = max(side // 10 // 2, 1)  # kernel side // 10 made odd, at least 3
-    gauss, padded = np.empty(radius + 1, np.float32), np.empty(side + 2 * radius, np.float32)
+    gauss, padded = np.empty(radius + 4, np.float32), np.empty(side + 2 * radius + 6, np.float32)
     n, size, cut = out.shape[2], out.shape[4] // 3, places.shape[1] > 0
     tile, dropped = np.empty(3 * n * n, np.float32), np.empty(2 * n * n, np.float32)
     for i in range(len(index)):
