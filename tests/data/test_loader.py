@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from erg.data.source import DataError, open_source
 from erg.train.fit import InMemory
 from erg.views import kernels
 from erg.views.pixels import Pixels
-from erg.views.plan import LIGHT, SIMCLR_SMALL, WHOLE, Augmentation, Plan, two_views
+from erg.views.plan import LIGHT, SIMCLR_SMALL, WHOLE, Augmentation, Masking, Plan, two_views
 from erg.views.types import Output
 
 PLAN = two_views(SIMCLR_SMALL)
@@ -54,6 +55,31 @@ def test_ranks_share_the_global_batch(world: int) -> None:
         mine = loader(rank, world).views(1)
         assert torch.equal(mine.index, alone.index[rank::world])
         assert torch.equal(mine.main[0].data, alone.main[0].data[rank::world])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_share_the_strata_of_the_global_batch(accumulate: int) -> None:
+    masking = Masking(grid=(5, 4), ratio=0.5, spread=0.4, masked=0.5, stratified=True)
+    hiding = Plan(main=(replace(LIGHT, mask=masking),) * 2, pairs="itself")
+
+    def masks(rank: int, world: int) -> list[torch.Tensor]:
+        loader = Loader(
+            IMAGES, np.arange(32), hiding, batch=24, seed=0, image_size=4, mean=(0.5,) * 3,
+            std=(0.5,) * 3, rank=rank, world=world, accumulate=accumulate,
+        )  # fmt: skip
+        found = [view.mask for views in loader.batches(1) for view in views.main]
+        return [mask.hidden[:, 0] for mask in found if mask is not None]
+
+    alone, first, second = masks(0, 1), masks(0, 2), masks(1, 2)
+    assert len(alone) == 2 * accumulate
+    for whole, even, odd in zip(alone, first, second, strict=True):
+        assert torch.equal(whole[0::2], even)
+        assert torch.equal(whole[1::2], odd)
+        counts = sorted(n for n in whole.sum(dim=1).tolist() if n)
+        strata = len(whole) // 2
+        assert len(counts) == strata
+        for k, n in enumerate(counts):  # 2 to 18 patches, in equal parts
+            assert 2 + 16 * k / strata - 0.5 <= n <= 2 + 16 * (k + 1) / strata + 0.5
 
 
 def a_loader(

@@ -207,7 +207,7 @@ def test_plan_hides_blocks_in_half_of_the_large_crops() -> None:
     plan = a_method(small_crops=3).plan()
     for view in plan.main:
         assert view.mask is not None
-        assert (view.mask.kind, view.mask.masked) == ("blocks", 0.5)
+        assert (view.mask.kind, view.mask.masked, view.mask.stratified) == ("blocks", 0.5, True)
         assert (view.mask.ratio - view.mask.spread, view.mask.ratio + view.mask.spread) == (
             pytest.approx(0.1), pytest.approx(0.5)
         )  # fmt: skip

@@ -246,3 +246,85 @@ def test_it_keeps_the_contract_with_small_crops() -> None:
         encoder="vit_tiny_patch16_224",
         encoder_arguments={**VIT, "depth": 1},
     )
+
+
+SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2,
+                        "dynamic_img_size": True}  # fmt: skip
+
+
+def on_swin(**arguments: Any) -> IBOT:
+    """Its last tokens stand for 8 pixels each, a grid of 2 x 2."""
+    torch.manual_seed(0)
+    encoder = build_encoder("swin_tiny_patch4_window7_224", 16, **SWIN)
+    method = IBOT(encoder, **{**HEAD, "stride": 8, "shared": False, **arguments}).double()
+    with torch.no_grad():
+        for teacher in (method.teacher, method.teacher_heads):
+            for p in teacher.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+        method.blank.normal_()
+    return method
+
+
+def on_last_grid(seed: int, *rows: list[int]) -> View:
+    hidden = torch.zeros(len(rows), 1, 4, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        hidden[i, 0, row] = True
+    return images(16, seed, Mask(hidden, (2, 2)))
+
+
+def test_on_a_swin_loss_is_the_loop_over_its_last_tokens() -> None:
+    method = on_swin().eval()
+    main = on_last_grid(0, [0, 3], [], [1]), on_last_grid(1, [2], [0, 1, 2], [])
+    batch = Views(main, torch.arange(3), local=(images(8, 2),))
+    heads, taught = method.heads, method.teacher_heads.network
+    assert heads.token_directions is not None
+    assert taught.token_directions is not None
+    net: Any = method.encoder.network
+    theirs: Any = method.teacher.network.network
+    of_views, codes, of_patches = [], [], 0.0
+    for view in main:
+        assert view.mask is not None
+        seen = view.data.clone()
+        for i, p in view.mask.hidden[:, 0].nonzero().tolist():
+            row, column = 8 * (p // 2), 8 * (p % 2)
+            seen[i, :, row : row + 8, column : column + 8] = method.blank
+        tokens = net.forward_features(seen).reshape(3, 4, -1)  # row-major
+        cells = theirs.forward_features(view.data).reshape(3, 4, -1)
+        of_views.append(heads.directions(heads.projector(tokens.mean(dim=1))) / 0.1)
+        codes.append((taught.directions(taught.projector(cells.mean(dim=1))) / 0.07).softmax(1))
+        for i in range(3):
+            hidden = view.mask.hidden[i, 0].nonzero().flatten().tolist()
+            for p in hidden:
+                raw = taught.token_directions(taught.projector(cells[i, p : p + 1]))[0]
+                scores = heads.token_directions(heads.projector(tokens[i, p : p + 1]))[0] / 0.1
+                of_patches += cross((raw / 0.07).softmax(0), scores) / len(hidden) / 6
+    small = net.forward_features(batch.local[0].data).flatten(1, 2).mean(dim=1)
+    of_views.append(heads.directions(heads.projector(small)) / 0.1)
+    pairs = [(0, 1), (0, 2), (1, 0), (1, 2)]
+    wanted = sum(cross(codes[t][i], of_views[v][i]) / 12 for t, v in pairs for i in range(3))
+    loss = method.loss(batch, 1.0)
+    assert loss.pull["code"].item() == pytest.approx(wanted, rel=1e-10)
+    assert loss.pull["patches"].item() == pytest.approx(of_patches, rel=1e-10)
+    loss.total.backward()
+    assert method.blank.grad is not None
+    assert float(method.blank.grad.abs().sum()) > 0
+
+
+def test_on_a_swin_masks_stand_on_the_last_grid() -> None:
+    plan = on_swin(small_crops=3).plan()
+    assert [view.mask and view.mask.grid for view in plan.main] == [(2, 2)] * 2
+    assert [view.mask for view in plan.local] == [None] * 3
+    with pytest.raises(ValueError, match="tokens of 6 pixels do not fill an image of 16"):
+        on_swin(stride=6)
+    method, nothing = on_swin(stride=4), Mask(torch.zeros(3, 1, 16).bool(), (4, 4))
+    with pytest.raises(ValueError, match="gives 4 tokens, and masks are of 16"):
+        method.energy(images(16, 0, nothing), images(16, 1))
+
+
+def test_on_a_swin_it_keeps_the_contract() -> None:
+    check_method(
+        IBOT,
+        arguments={**HEAD, "small_crops": 1, "stride": 8},
+        encoder="swin_tiny_patch4_window7_224",
+        encoder_arguments=SWIN,
+    )

@@ -55,14 +55,14 @@ def apart(a: list[float], b: list[float]) -> float:
 
 
 def the_matches(distance: list[list[float]], count: int) -> list[tuple[int, int]]:
-    """Every cell with the nearest other, the closest such pairs first."""
+    """Cells with the nearest other, the closest such pairs only, in the order of the cells."""
     nearest = [min(range(len(row)), key=row.__getitem__) for row in distance]
     order = sorted(range(len(distance)), key=lambda i: distance[i][nearest[i]])
-    return [(i, nearest[i]) for i in order[:count]]
+    return [(i, nearest[i]) for i in sorted(order[:count])]
 
 
 def criterion(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float, float]:
-    """VICReg's three parts of matched rows, with weights 2, 3 and 5."""
+    """VICReg's three parts of one match of every image, with weights 2, 3 and 5."""
     x, y = (torch.stack(side) for side in zip(*pairs, strict=True))
     return (
         2 * float((x - y).square().mean()),
@@ -95,15 +95,16 @@ def test_cells_are_matched_as_in_the_loop() -> None:
     for name, side in (("position", places), ("feature", cells)):
         found = [0.0, 0.0, 0.0]
         for a in (0, 1):
-            pairs: list[tuple[Tensor, Tensor]] = []
+            matches: list[list[tuple[int, int]]] = []
             for i in range(5):
                 mine, other = side[a][i].tolist(), side[1 - a][i].tolist()
-                distance = [[apart(p, q) for q in other] for p in mine]
-                pairs += [
+                matches.append(the_matches([[apart(p, q) for q in other] for p in mine], 3))
+            for each in zip(*matches, strict=True):  # the first of every image, then the second
+                pairs = [
                     (cells[a][i, m].detach(), cells[1 - a][i, n].detach())
-                    for m, n in the_matches(distance, 3)
+                    for i, (m, n) in enumerate(each)
                 ]
-            found = [f + p for f, p in zip(found, criterion(pairs), strict=True)]
+                found = [f + p / 3 for f, p in zip(found, criterion(pairs), strict=True)]
         parts = (loss.pull["invariance by " + name], *(
             loss.push[f"{part} by {name}"] for part in ("variance", "covariance")
         ))  # fmt: skip

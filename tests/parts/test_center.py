@@ -1,11 +1,11 @@
-"""The running mean of a teacher's outputs."""
+"""The running mean of a teacher's outputs, and the temperature of its codes."""
 
 import math
 
 import pytest
 import torch
 
-from erg.parts.center import Center
+from erg.parts.center import Center, Sharpening
 
 
 def test_moves_towards_the_mean_of_the_batch() -> None:
@@ -37,3 +37,11 @@ def test_codes_are_centred_before_they_are_sharpened() -> None:
         e = [math.exp((v - c) / 0.05) for v, c in zip(row, centre.mean.tolist(), strict=True)]
         assert found == pytest.approx([v / sum(e) for v in e], rel=1e-12)
     assert centre.codes(t.bfloat16(), 0.05).dtype == torch.float32
+
+
+def test_temperature_moves_in_a_straight_line_until_it_is_warm() -> None:
+    temperature = Sharpening(0.04, 0.08, 0.2)
+    found = [temperature(progress) for progress in (0.0, 0.05, 0.1, 0.2, 0.7, 1.0)]
+    assert found == pytest.approx([0.04, 0.05, 0.06, 0.08, 0.08, 0.08])
+    assert Sharpening(0.04, 0.08, 0.0)(0.0) == 0.08
+    assert Sharpening(0.04, 0.08, 1.0)(0.5) == pytest.approx(0.06)

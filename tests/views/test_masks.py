@@ -223,6 +223,40 @@ def test_shares_are_uniform_and_some_images_stay_whole(kind: str) -> None:
     assert abs(counts[~whole].mean() - 30) < 4 * 11.6 / whole.sum() ** 0.5
 
 
+@pytest.mark.parametrize(("b", "masked"), [(40, 0.5), (7, 0.5), (9, 1.0), (5, 0.0)])
+@pytest.mark.parametrize("kind", ["random", "blocks"])
+def test_stratified_shares_are_one_of_each_part_of_the_range(
+    kind: str, b: int, masked: float
+) -> None:
+    """In plain Python: which images are masked, and how much of each is hidden."""
+    masking = Masking(
+        grid=(10, 10), ratio=0.3, spread=0.2, masked=masked, stratified=True, kind=kind
+    )
+    counts = draw_mask(masking, 5, 1, 0, INDEX[:b], 2).hidden.sum(dim=(1, 2)).tolist()
+    words = (2, Purpose.MASK, -1)
+    order = sorted(range(b), key=lambda i: float(uniform(5, 1, i, *words, 1)))
+    chosen = order[: round(masked * b)]
+    assert [i for i in range(b) if counts[i]] == sorted(chosen)
+    for k, i in enumerate(chosen):
+        low, high = (10 + 40 * part / len(chosen) for part in (k, k + 1))
+        assert low - 0.5 <= counts[i] <= high + 0.5
+        assert counts[i] == round(low + (high - low) * float(uniform(5, 1, i, *words, 0)))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_stratified_masks_of_several_processes_are_those_of_one(world: int) -> None:
+    masking = Masking(
+        grid=(6, 6), ratio=0.3, spread=0.2, masked=0.5, stratified=True, kind="blocks"
+    )
+    batch = INDEX[100:124]
+    alone = draw_mask(masking, 3, 2, 9, batch, 1).hidden
+    for rank in range(world):
+        mine = draw_mask(masking, 3, 2, 9, batch[rank::world], 1, batch).hidden
+        assert torch.equal(mine, alone[rank::world])
+    apart = draw_mask(masking, 3, 2, 9, batch[::world], 1).hidden
+    assert not torch.equal(apart, alone[::world]), "on its own it would be another batch"
+
+
 def test_blocks_depend_on_what_they_should() -> None:
     masking = Masking(grid=(8, 8), ratio=0.4, kind="blocks")
     first = block_mask(masking, 0, 0, INDEX[:20], 0).hidden

@@ -6,7 +6,7 @@ the number of the step, and any process at any time can make the batch of any st
 
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
 import numpy as np
@@ -106,17 +106,19 @@ class Loader:
         """This process's views of a micro-batch of a step."""
         parts = np.array_split(self.rows_of(step), self.accumulate)
         mine = parts[micro][self.rank :: self.world]
-        return self.make(mine, epoch=step // self.steps_per_epoch, step=step)
+        return self.make(mine, epoch=step // self.steps_per_epoch, step=step, among=parts[micro])
 
-    def make(self, rows: np.ndarray, *, epoch: int, step: int = 0) -> Views:
-        """The views of given rows, as drawn in an epoch."""
+    def make(
+        self, rows: np.ndarray, *, epoch: int, step: int = 0, among: np.ndarray | None = None
+    ) -> Views:
+        """The views of given rows, as drawn in an epoch; `among` are all of the batch, if more."""
         rows = np.ascontiguousarray(rows, dtype=np.int64)
-        views = self._made(rows, epoch, step)
+        views = self._made(rows, epoch, step, rows if among is None else among)
         return views.pin() if self.pin else views
 
-    def _made(self, rows: np.ndarray, epoch: int, step: int) -> Views:
+    def _made(self, rows: np.ndarray, epoch: int, step: int, among: np.ndarray) -> Views:
         if isinstance(self.images, np.ndarray):
-            return self._numbers(self.images[rows], rows, epoch, step)
+            return self._numbers(self.images[rows], rows, epoch, step, among)
         return make_views(
             self.images.pixels(rows),
             self.plan,
@@ -130,11 +132,16 @@ class Loader:
             pool=self.pool,
             output=self.output,
             pin=self.pin,
+            among=among,
         )
 
-    def _numbers(self, values: np.ndarray, rows: np.ndarray, epoch: int, step: int) -> Views:
-        make = make_tokens if values.dtype.kind == "i" else make_vectors
-        return make(values, self.plan, seed=self.seed, epoch=epoch, step=step, index=rows)
+    def _numbers(
+        self, values: np.ndarray, rows: np.ndarray, epoch: int, step: int, among: np.ndarray
+    ) -> Views:
+        how: dict[str, Any] = {"seed": self.seed, "epoch": epoch, "step": step, "index": rows}
+        if values.dtype.kind == "i":
+            return make_tokens(values, self.plan, **how, among=among)
+        return make_vectors(values, self.plan, **how)
 
     def batches(self, step: int) -> list[Views]:
         """This process's micro-batches of a step."""

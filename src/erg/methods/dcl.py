@@ -15,13 +15,14 @@ from erg.views.types import View, Views
 class DCL(Method):
     """F(x, y) = -cos(z_x, z_y); l_i = w_i F(x_i, y_i) / T + log sum_k exp(-F(i, k) / T).
 
-    Decoupled contrastive learning (Yeh et al. 2022, eq. 6): as in SimCLR, but k runs over the
-    2b - 2 views of *other* images only, so a pair that already fits keeps its gradient. w_i = 1, or
-    with the von Mises-Fisher weighting of DCLW w_i = 2 - exp(-F_i / s) / mean_j exp(-F_j / s),
-    which lets hard pairs pull more.
+    Decoupled contrastive learning (Yeh et al. 2022, the loss without the positive in the
+    denominator): as in SimCLR, but k runs over the 2b - 2 views of *other* images only, so a pair
+    that already fits keeps its gradient. w_i = 1, or with the von Mises-Fisher weighting of DCLW
+    w_i = 2 - exp(-F_i / s) / mean_j exp(-F_j / s), which lets hard pairs pull more.
 
     Departs from the paper: the loss is the mean over views, not their sum; w_i has no gradient.
-    Checked against: a naive double loop; it is NT-Xent without the positive in the denominator.
+    Checked against: a naive double loop; it is NT-Xent without the positive in the denominator; l
+    and w as the documentation of nidl quotes them.
 
     Args:
         temperature: T, of the softmax over the views of other images.

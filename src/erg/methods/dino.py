@@ -1,7 +1,6 @@
 """DINO (Caron et al. 2021)."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center
-from erg.parts.crops import by_size
+from erg.parts.center import Center, Sharpening
+from erg.parts.crops import by_size, multi_crop
 from erg.parts.heads import CosineLinear, code_projector
 from erg.parts.teacher import Teacher
-from erg.schedule import Cosine, Linear, Schedule
-from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Plan
+from erg.schedule import Cosine, Schedule
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -68,7 +67,7 @@ class DINO(Method):
         if small_crops:
             encoder.need_sizes("DINO")
         self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
-        self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
+        self.sharpening = Sharpening(teacher_start, teacher_end, warmup)
         self.small_crops = small_crops
         self.prototypes = CosineLinear(dim, prototypes)
         self.head = code_projector(encoder.dim, hidden, dim).append(self.prototypes)
@@ -76,20 +75,14 @@ class DINO(Method):
         self.centre = Center(prototypes, centre)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size >= LARGE:
-            return Plan(main=(DINO_FIRST, DINO_SECOND), local=(DINO_LOCAL,) * self.small_crops)
-        large = replace(SIMCLR_SMALL, crop=(0.4, 1.0))
-        local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
-        return Plan(main=(large, large), local=(local,) * self.small_crops)
+        return multi_crop(self.encoder.image_size, self.small_crops)
 
     def scores(self, *crops: View) -> Float[Tensor, "all k"]:
         return self.head(by_size(self.encoder, crops)) / self.temperature
 
     def codes(self, scores: Float[Tensor, "b k"], progress: float) -> Float[Tensor, "b k"]:
         """p' from the teacher's scores: centred, then sharpened."""
-        part = progress / self.warmup if self.warmup else 1.0
-        temperature = Linear(self.teacher_start, self.teacher_end)(part)
-        return self.centre.codes(scores, temperature)
+        return self.centre.codes(scores, self.sharpening(progress))
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         return energy.cross_entropy(self.scores(x), self.codes(self.teacher(y.data), 1.0))

@@ -1,7 +1,6 @@
 """DINOv2 (Oquab et al. 2024)."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor, nn
 from erg import distributed, energy, inference
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center
-from erg.parts.crops import by_size
+from erg.parts.center import Center, Sharpening
+from erg.parts.crops import by_size, multi_crop, stacked
 from erg.parts.heads import TokenHeads
 from erg.parts.teacher import Teacher
-from erg.schedule import Cosine, Linear, Schedule
-from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Masking, Plan
-from erg.views.types import Mask, View, Views
+from erg.schedule import Cosine, Schedule
+from erg.views.plan import Masking, Plan
+from erg.views.types import View, Views
 
 
 class DINOv2(Method):
@@ -31,8 +30,9 @@ class DINOv2(Method):
     to i (Oquab et al. 2024, section 4). Registers are the encoder's, with `reg_tokens`.
 
     Departs from the paper: fewer directions by default (65,536 there), their gain always fixed at
-    1; shares of hidden patches are drawn for each view on its own; neighbours are those of the
-    global batch; directions are frozen at first and not learned at rate 0.
+    1; shares of hidden patches are spread over the global batch of each view, not over both views
+    of a process; neighbours are those of the global batch; directions are frozen at first and not
+    learned at rate 0.
     Checked against: golden numbers of KoLeo; without its parts it is iBOT; a loop over patches.
 
     Args:
@@ -43,8 +43,8 @@ class DINOv2(Method):
         centring: how codes are kept apart: a running mean, or Sinkhorn-Knopp.
         koleo: weight of what keeps vectors apart.
         ratio: middle of the share of patches hidden in a large crop that is masked.
-        spread: the share is uniform in ratio - spread to ratio + spread.
-        masked: probability that a large crop is masked.
+        spread: the shares of a batch are spread evenly over ratio - spread to ratio + spread.
+        masked: share of the large crops that are masked.
         temperature: T of the student.
         teacher_start: T' of the teacher at the start.
         teacher_end: T' after the warm-up.
@@ -85,9 +85,11 @@ class DINOv2(Method):
         if small_crops:
             encoder.need_sizes("DINOv2")
         self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
-        self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
+        self.sharpening = Sharpening(teacher_start, teacher_end, warmup)
         self.centring, self.koleo, self.small_crops = centring, koleo, small_crops
-        self.masking = Masking(grid=grid, ratio=ratio, spread=spread, masked=masked, kind="blocks")
+        self.masking = Masking(
+            grid=grid, ratio=ratio, spread=spread, masked=masked, stratified=True, kind="blocks"
+        )
         self.blank = nn.Parameter(torch.zeros(encoder.dim))
         self.heads = TokenHeads(
             encoder.dim, hidden, dim, prototypes, tokens="own" if untied else "same"
@@ -96,19 +98,12 @@ class DINOv2(Method):
         self.centre, self.patch_centre = Center(prototypes, centre), Center(prototypes, centre)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size >= LARGE:
-            large = (replace(DINO_FIRST, crop=(0.32, 1.0)), replace(DINO_SECOND, crop=(0.32, 1.0)))
-            local = replace(DINO_LOCAL, crop=(0.05, 0.32))
-        else:
-            large = (replace(SIMCLR_SMALL, crop=(0.4, 1.0)),) * 2
-            local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
-        main = tuple(replace(view, mask=self.masking) for view in large)
-        return Plan(main=main, local=(local,) * self.small_crops)
+        size, small = self.encoder.image_size, self.small_crops
+        return multi_crop(size, small, share=0.32, mask=self.masking)
 
     def codes(self, s: Float[Tensor, "b k"], centre: Center, progress: float) -> Tensor:
         """q [b k] from the teacher's scores; a running mean moves afterwards, in training."""
-        part = progress / self.warmup if self.warmup else 1.0
-        sharp = Linear(self.teacher_start, self.teacher_end)(part)
+        sharp = self.sharpening(progress)
         if self.centring == "sinkhorn":
             return inference.sinkhorn(s, eps=sharp)
         codes = centre.codes(s, sharp)
@@ -127,19 +122,14 @@ class DINOv2(Method):
         hidden = torch.zeros_like(mask.hidden[:, 0])
         vectors, tokens = self.encoder.masked(x.data, mask, self.blank)
         scores, _ = self.heads(vectors, tokens[hidden])
-        codes = self.centre.codes(self.taught(y.data, hidden)[0], self.teacher_end)
+        codes = self.centre.codes(self.taught(y.data, hidden)[0], self.sharpening(1.0))
         return energy.cross_entropy(scores / self.temperature, codes)
 
     def loss(self, views: Views, progress: float) -> Loss:
-        main = views.need(2)
-        masks = [view.need_mask("DINOv2") for view in main]
-        data = torch.cat([view.data for view in main])
-        mask = Mask(torch.cat([each.hidden for each in masks]), masks[0].grid)
+        data, mask = stacked(views.need(2), "DINOv2")
         hidden = mask.hidden.any(dim=1)  # [2b n]
         vectors, tokens = self.encoder.masked(data, mask, self.blank)
-        crops = vectors
-        if views.local:
-            crops = torch.cat([vectors, by_size(self.encoder, views.local)])
+        crops = by_size(self.encoder, views.local, vectors)
         scores, patches = (s / self.temperature for s in self.heads(crops, tokens[hidden]))
         taught, hints = self.taught(data, hidden)
         codes = self.codes(taught, self.centre, progress).chunk(2)

@@ -1,8 +1,6 @@
 """EsViT (Li et al. 2022)."""
 
-import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +9,12 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center
+from erg.parts.center import Center, Sharpening
+from erg.parts.crops import multi_crop, of_one_size
 from erg.parts.heads import TokenHeads
 from erg.parts.teacher import Teacher
-from erg.schedule import Cosine, Linear, Schedule
-from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Plan
+from erg.schedule import Cosine, Schedule
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -70,18 +69,14 @@ class EsViT(Method):
         if small_crops:
             encoder.need_sizes("EsViT")
         self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
-        self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
+        self.sharpening = Sharpening(teacher_start, teacher_end, warmup)
         self.regions, self.small_crops = regions, small_crops
         self.heads = TokenHeads(encoder.dim, hidden, dim, prototypes, tokens="own")
         self.teacher, self.teacher_heads = Teacher(encoder), Teacher(self.heads)
         self.centre, self.region_centre = Center(prototypes, centre), Center(prototypes, centre)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size >= LARGE:
-            return Plan(main=(DINO_FIRST, DINO_SECOND), local=(DINO_LOCAL,) * self.small_crops)
-        large = replace(SIMCLR_SMALL, crop=(0.4, 1.0))
-        local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
-        return Plan(main=(large, large), local=(local,) * self.small_crops)
+        return multi_crop(self.encoder.image_size, self.small_crops)
 
     def parts(
         self, encoder: Encoder, heads: nn.Module, crops: Sequence[View]
@@ -92,8 +87,7 @@ class EsViT(Method):
         """
         vectors: list[Tensor] = []
         tokens: list[Tensor] = []
-        for _, equal in itertools.groupby(crops, lambda crop: crop.data.shape):
-            same = [crop.data for crop in equal]
+        for same in of_one_size(crops):
             vector, cells = encoder.with_tokens(torch.cat(same))
             vectors.append(vector)
             tokens += cells.chunk(len(same))
@@ -114,8 +108,7 @@ class EsViT(Method):
         progress: float,
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
         """H of views and H of regions, means over pairs; the first crops are those taught."""
-        part = progress / self.warmup if self.warmup else 1.0
-        sharp = Linear(self.teacher_start, self.teacher_end)(part)
+        sharp = self.sharpening(progress)
         codes = [self.centre.codes(s, sharp) for s in taught[0]]
         of_regions = [
             self.region_centre.codes(s.flatten(0, 1), sharp).unflatten(0, s.shape[:2])

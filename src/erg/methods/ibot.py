@@ -1,7 +1,6 @@
 """iBOT (Zhou et al. 2022)."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center
-from erg.parts.crops import by_size
+from erg.parts.center import Center, Sharpening
+from erg.parts.crops import blanked, by_size, multi_crop, stacked
 from erg.parts.heads import TokenHeads
 from erg.parts.teacher import Teacher
-from erg.schedule import Cosine, Linear, Schedule
-from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Masking, Plan
+from erg.schedule import Cosine, Schedule
+from erg.views.plan import Masking, Plan
 from erg.views.types import Mask, View, Views
 
 
@@ -30,9 +29,15 @@ class IBOT(Method):
     teacher's token of the whole view and the student's (Zhou et al. 2022, eq. 1 to 3). Views and
     patches have a centre each.
 
+    Networks whose tokens are those of their last stage, a Swin for one, have the mean of these for
+    their vector; what is hidden are the pixels of such tokens, behind a learned square of pixels.
+
     Departs from the paper: fewer directions by default (8,192 there), their gain always fixed at
-    1; hidden shares are met exactly; crops and temperatures are those of the authors' ViT-S.
-    Checked against: without masks it is DINO; a loop over patches; the entropy of equal codes.
+    1; hidden shares are met exactly; crops and temperatures are those of the authors' ViT-S. With a
+    stride, the blank stands before the patch embedding and not behind it, and patches are hidden
+    from the start (the authors' Swins wait 50 epochs).
+    Checked against: without masks it is DINO; a loop over patches, of a ViT and of a Swin; the
+    entropy of equal codes.
 
     Args:
         prototypes: k, the number of directions.
@@ -51,6 +56,7 @@ class IBOT(Method):
         momentum: of the teacher, from the first step to the last.
         freeze: progress until which the directions stay fixed, in [0, 1].
         small_crops: number of small crops per image.
+        stride: pixels that a token stands for, for networks in stages (32 for a Swin); 0 for a ViT.
     """
 
     cell = Cell("joint-embedding", "regularised", by="EMA teacher, centring and sharpening")
@@ -75,17 +81,18 @@ class IBOT(Method):
         momentum: Schedule = Cosine(0.996, 1.0),
         freeze: float = 0.01,
         small_crops: int = 10,
+        stride: int = 0,
     ) -> None:
         super().__init__(encoder)
-        grid = encoder.need_patches("IBOT")
+        grid = grid_of(encoder, stride)
         if small_crops:
             encoder.need_sizes("IBOT")
         self.temperature, self.momentum, self.freeze = temperature, momentum, freeze
-        self.teacher_start, self.teacher_end, self.warmup = teacher_start, teacher_end, warmup
+        self.sharpening = Sharpening(teacher_start, teacher_end, warmup)
         self.small_crops = small_crops
         kind: Literal["blocks", "random"] = "blocks" if blocks else "random"
         self.masking = Masking(grid=grid, ratio=ratio, spread=spread, masked=masked, kind=kind)
-        self.blank = nn.Parameter(torch.zeros(encoder.dim))
+        self.blank = nn.Parameter(torch.zeros((3, stride, stride) if stride else encoder.dim))
         self.heads = TokenHeads(
             encoder.dim, hidden, dim, prototypes, tokens="same" if shared else "directions"
         )
@@ -93,14 +100,20 @@ class IBOT(Method):
         self.centre, self.patch_centre = Center(prototypes, centre), Center(prototypes, centre)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size >= LARGE:
-            large = (replace(DINO_FIRST, crop=(0.25, 1.0)), replace(DINO_SECOND, crop=(0.25, 1.0)))
-            local = replace(DINO_LOCAL, crop=(0.05, 0.25))
-        else:
-            large = (replace(SIMCLR_SMALL, crop=(0.4, 1.0)),) * 2
-            local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
-        main = tuple(replace(view, mask=self.masking) for view in large)
-        return Plan(main=main, local=(local,) * self.small_crops)
+        size, small = self.encoder.image_size, self.small_crops
+        return multi_crop(size, small, share=0.25, mask=self.masking)
+
+    def seen(self, data: Tensor, mask: Mask) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
+        """The student's vectors and tokens of what is not hidden."""
+        if self.blank.ndim == 1:
+            return self.encoder.masked(data, mask, self.blank)
+        vectors, tokens = self.encoder.with_tokens(blanked(data, mask, self.blank))
+        if tokens.shape[1] != mask.hidden.shape[2]:
+            raise ValueError(
+                f"{self.encoder.name} gives {tokens.shape[1]} tokens, and masks are of "
+                f"{mask.hidden.shape[2]}. Set stride to the pixels that one token stands for."
+            )
+        return vectors, tokens
 
     @torch.no_grad()
     def taught(self, data: Tensor) -> tuple[Float[Tensor, "b k"], Float[Tensor, "m k"]]:
@@ -109,33 +122,30 @@ class IBOT(Method):
         return self.teacher_heads(vectors, tokens.flatten(0, 1))
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
-        vectors, tokens = self.encoder.masked(x.data, x.need_mask("IBOT"), self.blank)
-        scores, _ = self.heads(vectors, tokens[:, :0].flatten(0, 1))
-        codes = self.centre.codes(self.taught(y.data)[0], self.teacher_end)
+        vectors, _ = self.seen(x.data, x.need_mask("IBOT"))
+        scores, _ = self.heads(vectors, vectors[:0])
+        codes = self.centre.codes(self.taught(y.data)[0], self.sharpening(1.0))
         return energy.cross_entropy(scores / self.temperature, codes)
 
     def loss(self, views: Views, progress: float) -> Loss:
-        main = views.need(2)
-        data, mask = torch.cat([view.data for view in main]), both(main)
+        data, mask = stacked(views.need(2), "IBOT")
         hidden = mask.hidden.any(dim=1)  # [2b n]
-        vectors, tokens = self.encoder.masked(data, mask, self.blank)
-        if views.local:
-            vectors = torch.cat([vectors, by_size(self.encoder, views.local)])
+        vectors, tokens = self.seen(data, mask)
+        vectors = by_size(self.encoder, views.local, vectors)
         scores, of_patches = (s / self.temperature for s in self.heads(vectors, tokens[hidden]))
         taught, patches = self.taught(data)
-        part = progress / self.warmup if self.warmup else 1.0
-        sharp = Linear(self.teacher_start, self.teacher_end)(part)
-        codes = self.centre.codes(taught, sharp)
-        crops = scores.chunk(2 + len(views.local))
+        sharp = self.sharpening(progress)
+        codes = self.centre.codes(taught, sharp).chunk(2)
         errors = energy.cross_entropy(
             of_patches, self.patch_centre.codes(patches[hidden.flatten()], sharp)
         )
+        pairs = scores.chunk(2 + len(views.local))
         if self.training:
             self.centre.update(taught)
             self.patch_centre.update(patches)
         return Loss(
             pull={
-                "code": distributed.mean(energy.between_crops(crops, codes.chunk(2))),
+                "code": distributed.mean(energy.between_crops(pairs, codes)),
                 "patches": distributed.mean(energy.of_hidden(errors, hidden)),
             }
         )
@@ -148,7 +158,14 @@ class IBOT(Method):
         self.teacher_heads.follow(self.momentum(progress))
 
 
-def both(views: tuple[View, ...]) -> Mask:
-    """The masks of several views, one after the other."""
-    masks = [view.need_mask("IBOT") for view in views]
-    return Mask(torch.cat([mask.hidden for mask in masks]), masks[0].grid)
+def grid_of(encoder: Encoder, stride: int) -> tuple[int, int]:
+    """Rows and columns of what can be hidden: a ViT's patches, or squares of `stride` pixels."""
+    if not stride:
+        return encoder.need_patches("IBOT")
+    if encoder.image_size % stride:
+        raise ValueError(
+            f"tokens of {stride} pixels do not fill an image of {encoder.image_size}. Set stride "
+            f"to what a token of {encoder.name} stands for, or change the image size."
+        )
+    side = encoder.image_size // stride
+    return side, side

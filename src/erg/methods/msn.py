@@ -94,8 +94,7 @@ class MSN(Method):
             z = self.encoder(x.data)
         else:
             z, _ = self.encoder.masked(x.data, x.mask)
-        if local:
-            z = torch.cat([z, by_size(self.encoder, local)])
+        z = by_size(self.encoder, local, z)
         return self.prototypes(self.head(z)) / self.temperature
 
     @torch.no_grad()

@@ -17,13 +17,15 @@ class NNCLR(Method):
     """F(x, y) = -cos(NN(z_x), q(z_y)), NN the nearest of the embeddings remembered.
 
     l_i = F(x_i, y_i) / T + log sum_k exp(-F(x_i, y_k) / T) over the global batch, and
-    L = [l(x, y) + l(y, x)] / 2 (Dwibedi et al. 2021, section 3.2 and algorithm 1): another image
-    that looks alike stands in for x. The first view's z then enter the queue.
+    L = [l(x, y) + l(y, x)] / 2 (Dwibedi et al. 2021, the loss of nearest neighbours, with its
+    predictor): another image that looks alike stands in for x. The first view's z then enter the
+    queue.
 
     Departs from the paper: the queue holds 4,096 embeddings by default, since its 98,304 are meant
     for 1.3 million images.
     Checked against: loops over queue and batch; with the batch's own z in the queue and no
-    predictor it is InfoNCE across views, whose numbers are golden.
+    predictor it is InfoNCE across views, whose numbers are golden; l and NN as summaries of the
+    paper quote them.
 
     Args:
         queue: embeddings remembered.

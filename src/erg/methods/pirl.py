@@ -22,12 +22,15 @@ class PIRL(Method):
     What a pretext task would have to predict is to leave no trace. With m_i what is remembered of
     image i, D others, and NCE(z) = -log h_i(z) - sum_{j in D} log(1 - h_j(z)), where h is the
     softmax of cos(m_j, z) / T over i and D, the loss is split in two terms that share the m_i:
-    L = w NCE(g(y)) + (1 - w) NCE(f(x)) (Misra & van der Maaten 2020, section 2). After each step
+    L = w NCE(g(y)) + (1 - w) NCE(f(x)) (Misra & van der Maaten 2020, eq. 3 to 5). After each step
     m_i <- normalise((m_i + f(x)) / 2). g embeds each tile and mixes them in the order they are in.
 
     Departs from the paper: D is drawn once per step for the whole batch, not for each image; tiles
-    are cut from an image as large as the encoder's; both is tiles of the turned image.
-    Checked against: loops over images, tiles and others.
+    are cut from an image as large as the encoder's; both is tiles of the turned image. (The
+    authors' code has no softmax but divides by a constant that the first batch sets, as
+    instance discrimination does.)
+    Checked against: loops over images, tiles and others; the paper's text for the two terms, w, T,
+    the momentum, what is remembered and the heads.
 
     Args:
         size: rows of the memory: the number of images.
@@ -39,8 +42,8 @@ class PIRL(Method):
         negatives: number of D; all other images where there are no more.
         temperature: T, of the softmax.
         momentum: share of m_i that stays.
-        hidden: width of a hidden layer in both heads, as in the paper's larger variant; 0 for
-            none [features].
+        hidden: width of a hidden layer in both heads, as in the authors' later runs, which have
+            another loss (InfoNCE, T = 0.1); 0 for none, as in the paper [features].
         dim: width of f(x) and g(y) [features].
     """
 

@@ -22,13 +22,16 @@ class VICRegL(Method):
     V = 25 F + 25 [v(z_x) + v(z_y)] / 2 + [c(z_x) + c(z_y)] is VICReg's criterion, and
     L = alpha V(z) + (1 - alpha) sum over matchings of V(matched cells). A cell of one view is
     matched with the cell of the other that is nearest in the source image, told by the boxes the
-    views were cut from, or nearest in embedding; of the matches of an image the g closest count,
-    in both directions (Bardes et al. 2022, VICRegL).
+    views were cut from, or nearest in embedding (L2); of the matches of an image the g closest
+    count. V is the mean of both directions and of the g cells, in the order of the map, with v and
+    c over the images (Bardes et al. 2022, VICRegL).
 
-    Departs from the paper: variance and covariance of matched cells are taken over all of them at
-    once; two crops of equal size. No code was read: g, alpha and widths are as remembered.
+    Departs from the paper: two crops of equal size; narrower vectors (8,192 there); g in both
+    directions and for both matchings, where the authors' code has 20 one way and 4 the other by
+    position, and all cells by embedding; c of both sides is their sum, as in VICReg, not the mean.
     Checked against: golden numbers of VICReg with alpha 1; loops over cells; positions of pixels
-    that the kernels rendered.
+    that the kernels rendered. Alpha, weights and the form of V are those of the authors' code; the
+    paper's own equations were not seen.
 
     Args:
         alpha: share of the vectors, the rest is of the cells, in [0, 1].
@@ -108,26 +111,30 @@ class VICRegL(Method):
         return self.expander(vector), z, positions(view.made, math.isqrt(cells.shape[1]))
 
     def matched(self, cells: Pair, apart: Float[Tensor, "b n m"]) -> list[Pair]:
-        """The g closest matches of every image, from x to y and from y to x, each [b g e]."""
+        """The g closest matches of every image, from x to y and from y to x, each [b g e], in the
+        order of the map."""
         x, y = cells
         found: list[Pair] = []
         for mine, other, distance in ((x, y, apart), (y, x, apart.mT)):
             closest, partner = distance.min(dim=2)  # of every cell
             count = min(self.matches, closest.shape[1])
-            chosen = closest.topk(count, dim=1, largest=False).indices  # [b g]
+            chosen = closest.topk(count, dim=1, largest=False).indices.sort(dim=1).values  # [b g]
             found.append((_pick(mine, chosen), _pick(other, partner.gather(1, chosen))))
         return found
 
     def criterion(self, pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor]:
-        """The three parts of V, summed over pairs of embeddings [b d] or [b g d]."""
+        """The three parts of V, summed over pairs of embeddings [b d] or [b g d]; of g the mean."""
+        variance, covariance = (
+            torch.vmap(part, in_dims=1) for part in (shaping.variance, shaping.covariance)
+        )
         total = [torch.zeros((), device=pairs[0][0].device) for _ in range(3)]
         for pair in pairs:
             gathered = [distributed.gather(z) for z in pair]
-            x, y = (z.reshape(-1, z.shape[-1]) for z in gathered)
+            x, y = (z.reshape(len(z), -1, z.shape[-1]) for z in gathered)  # [global g d]
             parts = (
                 energy.mean_squared_error(x, y).mean(),
-                (shaping.variance(x) + shaping.variance(y)) / 2,
-                shaping.covariance(x) + shaping.covariance(y),
+                (variance(x) + variance(y)).mean() / 2,
+                (covariance(x) + covariance(y)).mean(),
             )
             total = [a + w * p for a, w, p in zip(total, self.weights, parts, strict=True)]
         return total[0], total[1], total[2]

@@ -36,7 +36,7 @@ class WMSE(Method):
     """F(x, y) = 2 - 2 cos(v_x, v_y) of whitened z: v = W (z - mean), so that v cannot collapse.
 
     W is the inverse Cholesky factor of the covariance of z over a group of the batch, apart for
-    each view, and has a gradient (Ermolov et al. 2021, eq. 5 to 8). The batch falls into random
+    each view, and has a gradient (Ermolov et al. 2021, whitening MSE). The batch falls into random
     groups, the same for all views, and the loss is the mean of F over all pairs of views. `energy`
     is that of z as it is, since a pair alone has no covariance.
 

@@ -1,20 +1,86 @@
-"""Crops of several sizes through one encoder."""
+"""Crops of several sizes: the plan that makes them, and all of them through one encoder."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from erg.views.types import View
+from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Masking, Plan
+from erg.views.types import Mask, View
 
 
-def by_size(encoder: Callable[[Tensor], Tensor], crops: Sequence[View]) -> Float[Tensor, "all d"]:
+def multi_crop(
+    image_size: int, small: int, *, share: float = 0.4, mask: Masking | None = None
+) -> Plan:
+    """DINO's plan: two large crops of every image and some small ones (Caron et al. 2021).
+
+    Args:
+        image_size: of the encoder [pixels].
+        small: number of small crops.
+        share: of the image's area that parts large from small crops, in the recipe of ImageNet.
+        mask: of the large crops.
+    """
+    if image_size >= LARGE:
+        large = [replace(view, crop=(share, 1.0)) for view in (DINO_FIRST, DINO_SECOND)]
+        local = replace(DINO_LOCAL, crop=(0.05, share))
+    else:
+        large = [replace(SIMCLR_SMALL, crop=(0.4, 1.0))] * 2
+        local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
+    main = tuple(replace(view, mask=mask) for view in large)
+    return Plan(main=main, local=(local,) * small)
+
+
+def by_size(
+    encoder: Callable[[Tensor], Tensor], crops: Sequence[View], *before: Float[Tensor, "_ d"]
+) -> Float[Tensor, "all d"]:
     """Features of all crops, one after the other, with one encoder pass per resolution.
 
     Crops of equal size should stand together, as plans order them. A head can then take the result
     in one pass; `.chunk(len(crops))` parts it into crops again.
+
+    Args:
+        encoder: from data to features.
+        crops: each of as many images.
+        before: features that are already known, to stand before these.
     """
-    groups = itertools.groupby(crops, lambda crop: crop.data.shape)
-    return torch.cat([encoder(torch.cat([crop.data for crop in equal])) for _, equal in groups])
+    return torch.cat([*before, *(encoder(torch.cat(equal)) for equal in of_one_size(crops))])
+
+
+def of_one_size(crops: Sequence[View]) -> Iterator[list[Shaped[Tensor, "b *rest"]]]:
+    """The data of crops that stand together and are equally large, one resolution at a time."""
+    for _, equal in itertools.groupby(crops, lambda crop: crop.data.shape):
+        yield [crop.data for crop in equal]
+
+
+def stacked(views: Sequence[View], who: str) -> tuple[Shaped[Tensor, "all *rest"], Mask]:
+    """The data and the masks of several views, one view after the other.
+
+    Args:
+        views: with masks on one grid.
+        who: name of the method that asks.
+
+    Raises:
+        ValueError: a view has no mask.
+    """
+    masks = [view.need_mask(who) for view in views]
+    hidden = torch.cat([mask.hidden for mask in masks])
+    return torch.cat([view.data for view in views]), Mask(hidden, masks[0].grid)
+
+
+def blanked(
+    data: Float[Tensor, "b c h w"], mask: Mask, blank: Float[Tensor, "c u u"]
+) -> Float[Tensor, "b c h w"]:
+    """Images with the same square in the place of every hidden patch.
+
+    Args:
+        data: the images, as large as the grid of u x u pixels.
+        mask: of which it matters what is hidden.
+        blank: the square, before any network.
+    """
+    u, grid = blank.shape[-1], mask.grid
+    hidden = mask.hidden.any(dim=1).reshape(len(data), 1, *grid)
+    hidden = hidden.repeat_interleave(u, dim=2).repeat_interleave(u, dim=3)  # [b 1 h w]
+    return torch.where(hidden, blank.to(data.dtype).repeat(1, *grid), data)

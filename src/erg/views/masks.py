@@ -1,5 +1,5 @@
 """Masks and tiles: which patches of a view are hidden, where its tiles are cut and in which order;
-drawn for every image on its own."""
+drawn for every image on its own, but for how much a stratified mask hides."""
 
 from typing import NamedTuple
 
@@ -16,17 +16,28 @@ RECTANGLES = 40
 
 
 def draw_mask(
-    masking: Masking, seed: int, epoch: int, step: int, index: Int64[np.ndarray, " b"], view: int
+    masking: Masking,
+    seed: int,
+    epoch: int,
+    step: int,
+    index: Int64[np.ndarray, " b"],
+    view: int,
+    among: Int64[np.ndarray, " global"] | None = None,
 ) -> Mask:
     """The mask of a view, of the kind that is asked for; `step` is the optimiser's."""
     if masking.kind == "targets":
         return target_mask(masking, seed, epoch, step, index, view)
     kind = block_mask if masking.kind == "blocks" else random_mask
-    return kind(masking, seed, epoch, index, view)
+    return kind(masking, seed, epoch, index, view, among)
 
 
 def random_mask(
-    masking: Masking, seed: int, epoch: int, index: Int64[np.ndarray, " b"], view: int
+    masking: Masking,
+    seed: int,
+    epoch: int,
+    index: Int64[np.ndarray, " b"],
+    view: int,
+    among: Int64[np.ndarray, " global"] | None = None,
 ) -> Mask:
     """Hide the share of every image exactly, each patch equally likely.
 
@@ -36,14 +47,21 @@ def random_mask(
         epoch: number of the epoch.
         index: row of each image in the manifest.
         view: number of the view.
+        among: rows of the whole batch, over all processes, which a stratified mask depends on;
+            None where these are all.
     """
-    keys, wanted = _drawn(masking, seed, epoch, index, view)
+    keys, wanted = _drawn(masking, seed, epoch, index, view, among)
     hidden = _choose(np.ones(keys.shape, dtype=np.bool_), wanted, keys)
     return Mask(hidden=torch.from_numpy(hidden[:, None]), grid=masking.grid)  # [b 1 n]
 
 
 def block_mask(
-    masking: Masking, seed: int, epoch: int, index: Int64[np.ndarray, " b"], view: int
+    masking: Masking,
+    seed: int,
+    epoch: int,
+    index: Int64[np.ndarray, " b"],
+    view: int,
+    among: Int64[np.ndarray, " global"] | None = None,
 ) -> Mask:
     """Hide rectangles put over each other until the share of every image is hidden, exactly.
 
@@ -51,7 +69,7 @@ def block_mask(
     still to be hidden (Bao et al. 2022, algorithm 1). Where the last one hides too much, or
     `RECTANGLES` of them too little, single patches are chosen. Arguments as `random_mask`.
     """
-    keys, wanted = _drawn(masking, seed, epoch, index, view)
+    keys, wanted = _drawn(masking, seed, epoch, index, view, among)
     hidden = np.zeros(keys.shape, dtype=np.bool_)
     least = max(1, (min(masking.grid) // 3) ** 2)
     for turn in range(RECTANGLES):
@@ -122,14 +140,29 @@ def target_mask(
 
 
 def _drawn(
-    masking: Masking, seed: int, epoch: int, index: Int64[np.ndarray, " b"], view: int
+    masking: Masking,
+    seed: int,
+    epoch: int,
+    index: Int64[np.ndarray, " b"],
+    view: int,
+    among: Int64[np.ndarray, " global"] | None = None,
 ) -> tuple[UInt64[np.ndarray, "b n"], Int64[np.ndarray, " b"]]:
-    """A number for every patch, to choose some by, and how many of each image to hide."""
+    """A number for every patch, to choose some by, and how many of each image to hide.
+
+    Stratified, the batch is ordered by a number of each image: the first are masked, and the k-th
+    of them hides a share from the k-th part of the range.
+    """
     n = masking.grid[0] * masking.grid[1]
     words = (seed, epoch, index[:, None], view, Purpose.MASK)
     u = uniform(*words, -1, np.arange(2))  # [b 2]
-    share = masking.ratio + masking.spread * (2 * u[:, 0] - 1)
-    wanted = np.where(u[:, 1] < masking.masked, np.rint(share * n), 0)
+    masked, part = u[:, 1] < masking.masked, u[:, 0]
+    if masking.stratified:
+        everyone = index if among is None else among
+        order = np.sort(uniform(seed, epoch, everyone, view, Purpose.MASK, -1, 1))
+        place, count = np.searchsorted(order, u[:, 1]), round(masking.masked * len(order))
+        masked, part = place < count, (place + part) / max(count, 1)
+    share = masking.ratio + masking.spread * (2 * part - 1)
+    wanted = np.where(masked, np.rint(share * n), 0)
     return bits(*words, np.arange(n)), wanted.astype(np.int64)
 
 

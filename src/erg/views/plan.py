@@ -32,6 +32,8 @@ class Masking:
             share and spread have nothing to do with.
         spread: the share of each image is uniform in ratio - spread to ratio + spread.
         masked: probability that an image is masked at all.
+        stratified: whether a batch masks exactly that share of its images, and their shares are
+            spread evenly over the range: one in each of as many equal parts of it.
         aspect: range of the height / width of a rectangle, drawn log-uniformly.
         targets: number of rectangles to predict.
         area: range of the area of each [fraction of the grid's].
@@ -44,6 +46,7 @@ class Masking:
     kind: Literal["random", "blocks", "targets"] = "random"
     spread: float = 0.0
     masked: float = 1.0
+    stratified: bool = False
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
     targets: int = 4
     area: tuple[float, float] = (0.15, 0.2)

@@ -175,6 +175,7 @@ def make_view(
     pin: bool = False,
     out: Shaped[np.ndarray, "b h w 3"] | None = None,
     step: int = 0,
+    among: Int64[np.ndarray, " global"] | None = None,
 ) -> View:
     """Make one view of every image.
 
@@ -197,6 +198,8 @@ def make_view(
         out: memory of the view, where it should not be allocated anew: float32, uint16 for
             bfloat16, or uint8.
         step: optimiser step the batch belongs to, which sizes that a batch shares depend on.
+        among: rows of the whole batch, over all processes, where these images are not all of it
+            (see `masks`).
 
     Returns:
         A view of data [b 3 s s], or of p tiles [b 3 p*t t], in channels-last memory, that of `out`.
@@ -240,7 +243,7 @@ def make_view(
     return View(
         data=data.permute(0, 3, 1, 2),  # [b 3 s s]
         made=_how(pixels, params, cut),
-        mask=draw_mask(masking, seed, epoch, step, index, view) if masking else None,
+        mask=draw_mask(masking, seed, epoch, step, index, view, among) if masking else None,
         mean=tuple(mean),
         std=tuple(std),
     )
@@ -260,6 +263,7 @@ def make_views(
     pool: ThreadPoolExecutor | None = None,
     output: Output = "float32",
     pin: bool = False,
+    among: Int64[np.ndarray, " global"] | None = None,
 ) -> Views:
     """Make all views of a plan; arguments as `make_view`.
 
@@ -294,6 +298,7 @@ def make_views(
                 output="float32" if output == "uint8" and augmentation.noisy else output,
                 pin=pin,
                 step=step,
+                among=among,
             )
         )
     n = len(plan.main)
@@ -348,6 +353,7 @@ def make_tokens(
     epoch: int,
     step: int,
     index: Int64[np.ndarray, " b"],
+    among: Int64[np.ndarray, " global"] | None = None,
 ) -> Views:
     """Make all views of sequences: the tokens as they are, and which of them are hidden.
 
@@ -358,6 +364,7 @@ def make_tokens(
         epoch: number of the epoch.
         step: optimiser step the batch belongs to.
         index: row of each sequence in the manifest.
+        among: as of `make_view`.
 
     Raises:
         ValueError: the plan crops or colours, or its masks are of another length.
@@ -378,7 +385,7 @@ def make_tokens(
                     f"the mask is of {masking.grid[0]} x {masking.grid[1]} places, and sequences "
                     f"have {data.shape[1]} tokens. Build the encoder with that image_size."
                 )
-            mask = draw_mask(masking, seed, epoch, step, index, number)
+            mask = draw_mask(masking, seed, epoch, step, index, number, among)
             mask = replace(mask, hidden=mask.hidden & valid[:, None])
         made.append(View(data, mask=mask, length=length))
     n = len(plan.main)
