@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SLOW := test-slow-kills test-slow-saving test-slow-disks test-slow-stops test-slow-processes \
+	test-slow-fuzz-1 test-slow-fuzz-2 test-slow-fuzz-3 test-slow-fuzz-4 test-slow-shards \
+	test-slow-soak test-slow-others
 
-.PHONY: demo test test-slow-faults test-slow-fuzz-1 test-slow-fuzz-2 bench bench-long check lint types contracts clean
+.PHONY: demo test $(SLOW) test-slow bench bench-long check lint types contracts clean
 
 demo: $(VENV)/.installed
 	$(BIN)/erg demo
@@ -11,9 +14,27 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -m "not slow"
 
-# Kills, full disks and other processes, about 40 minutes on two cores.
-test-slow-faults: $(VENV)/.tested
-	$(BIN)/python -m pytest tests/faults -m slow --ignore tests/faults/test_fuzz.py
+# Each under an hour on two cores; they say how far they are. ERG_SHARE=0.05 makes them that short.
+test-slow: $(SLOW)
+
+# Every method killed 18 times at random moments.
+test-slow-kills: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_killed.py -m slow -k bit_equal
+
+# Killed 20 times at each moment of saving, also with temporary files on another disk.
+test-slow-saving: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_killed.py -m slow -k saving
+
+test-slow-disks: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_full_disk.py tests/faults/test_durable.py
+
+# Asked to stop ten times by each signal in each phase.
+test-slow-stops: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_asked_to_stop.py -m slow
+
+# Every method in one process, two, and one again; processes that die.
+test-slow-processes: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_elastic.py tests/faults/test_lost_processes.py
 
 # Ten minutes for each kind of file.
 test-slow-fuzz-1: $(VENV)/.tested
@@ -21,6 +42,25 @@ test-slow-fuzz-1: $(VENV)/.tested
 
 test-slow-fuzz-2: $(VENV)/.tested
 	$(BIN)/python -m pytest tests/faults/test_fuzz.py -m slow -k "not (image or zip or tar or parquet or npy)"
+
+# Inputs that are kept where they reach other lines; needs atheris.
+test-slow-fuzz-3: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_guided.py -m slow -k "image or zip or tar"
+
+test-slow-fuzz-4: $(VENV)/.tested
+	$(BIN)/python -m pytest tests/faults/test_guided.py -m slow -k "not (image or zip or tar)"
+
+# Goes on where it was stopped; SHARDS holds 5 GB.
+SHARDS ?= $(VENV)/shards
+test-slow-shards: $(VENV)/.installed
+	$(BIN)/python benchmarks/shards/run.py $(SHARDS)
+
+test-slow-soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/soak/run.py
+
+# What else takes long: learning, and sums over many views.
+test-slow-others: $(VENV)/.tested
+	$(BIN)/python -m pytest -m slow --ignore tests/faults
 
 # Beside the library lightly, in an environment of its own; on an otherwise idle machine.
 DATA ?= ../shared/data
@@ -39,6 +79,9 @@ bench-long: $(VENV)/.installed $(PEER)/.installed
 	$(BIN)/python benchmarks/eight_methods/run.py $(DATA)
 	$(BIN)/python benchmarks/small_images/run.py $(DATA)
 	$(BIN)/python benchmarks/time_to_accuracy/run.py $(DATA) --peer-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/beside_lightly/run.py $(DATA) --peer-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/methods/run.py $(DATA)
+	$(BIN)/python benchmarks/methods/run.py --table
 	$(BIN)/python benchmarks/readme.py
 
 check: lint types contracts

@@ -2,8 +2,9 @@
 
     python benchmarks/readme.py
 
-Every benchmark with a `claims` function and a results.json has its rows: what is claimed, the bar,
-and the median that was measured, with the lowest and the highest. Nothing is measured here.
+Every benchmark with a `claims` function and a results.json, or a folder of them, has its rows: what
+is claimed, the bar, and the median that was measured, with the lowest and the highest, or what the
+row says. Nothing is measured here.
 """
 
 import importlib.util
@@ -15,13 +16,21 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 
-ORDER = ("views", "training_step", "time_to_accuracy", "ntxent", "embedding")
+ORDER = (
+    "views", "training_step", "time_to_accuracy", "ntxent", "embedding", "beside_lightly",
+    "methods",
+)  # fmt: skip
 
 
 def rows(name: str) -> list[tuple[str, str, str]]:
     """What the benchmark in a folder claims, the bar, and what it measured."""
     results = HERE / name / "results.json"
-    if not results.exists():
+    if results.exists():
+        done = json.loads(results.read_text())
+    else:
+        files = sorted((HERE / name / "results").glob("*.json"))
+        done = {file.stem: json.loads(file.read_text()) for file in files}
+    if not done:
         return []
     script = results.with_name("run.py")
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", script)
@@ -33,7 +42,7 @@ def rows(name: str) -> list[tuple[str, str, str]]:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(script.parent))
-    return module.claims(json.loads(results.read_text()))
+    return module.claims(done)
 
 
 def write() -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from erg.cli import COMMANDS, main
+from erg.encoders import load_encoder
 
 QUICK = ["--encoder", "conv", "--image-size", "32", "--batch", "16", "--steps", "4"]
 
@@ -144,6 +145,19 @@ def test_encoder_arguments(pictures: Path, tmp_path: Path) -> None:
     assert told == {"width": 4, "blocks": [1], "whole": True}
 
 
+def test_what_a_run_can_switch_on(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [
+        "--encoder", "resnet18", "--encoder.small-stem", "true", "--encoder.layers=[1,1,1,1]",
+        "--encoder.channels=[8,8,8,8]", "--recompute", "--optimiser", "larc", "--no-report",
+    ]  # fmt: skip
+    assert main(["pretrain", str(pictures), "--out", str(out), *QUICK[2:], *arguments]) == 0
+    told = json.loads((out / "run.json").read_text())
+    assert told["encoder_args"]["small_stem"] is True
+    assert (told["recompute"], told["optimiser"]["name"]) == (True, "larc")
+    assert load_encoder(out / "encoder").get_submodule("network.conv1").weight.shape[2:] == (3, 3)
+
+
 MISTAKES = [
     (["pretran", "x"], 2, "Did you mean pretrain?"),
     (["pretrain"], 2, "no data given"),
@@ -154,6 +168,7 @@ MISTAKES = [
     (["pretrain", "PICTURES", "--method.k", "1"], 2, "needs --method NAME"),
     (["pretrain", "PICTURES", "--encoder.widht", "1"], 2, "widht"),
     (["pretrain", "PICTURES", "--method", "KMeans", "--method.k", "x"], 2, "should be int"),
+    (["pretrain", "PICTURES", "--encoder", "conv", "--recompute"], 2, "conv has no blocks"),
     (["pretrain", "NOWHERE"], 3, ""),
     (["pretrain", "PICTURES", "--init", "weights.pt"], 2, "Pickled weights"),
     (["evaluate", "PICTURES"], 2, "no run folder"),

@@ -12,14 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erg.encoders import (
+    CHANGES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     OURS,
     TimmEncoder,
-    TokenTransformer,
     build_encoder,
     load_encoder,
-    parameter_count,
     save_encoder,
 )
 from erg.parts.norm import BatchNorm
@@ -218,160 +217,7 @@ def test_a_tag_in_the_name_takes_the_architecture_only() -> None:
     assert encoder.mean == IMAGENET_MEAN
 
 
-# -- our own -----------------------------------------------------------------------------------
-
-
-def test_pixels_averages_and_flattens() -> None:
-    encoder, data = build_encoder("pixels", 8, side=4), images(2, 8)
-    assert encoder.dim == 48
-    found = encoder(data).reshape(2, 3, 4, 4)
-    for r in range(4):
-        for c in range(4):
-            wanted = data[:, :, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].mean(dim=(2, 3))
-            assert torch.allclose(found[:, :, r, c], wanted, atol=1e-6)
-    assert build_encoder("pixels", 8).dim == 3 * 8 * 8
-    assert encoder(images(2, 20)).shape == (2, 48)
-
-
-def test_vectors() -> None:
-    data = torch.randn(4, 5)
-    identity, mlp = build_encoder("identity", 5), build_encoder("mlp", 5, width=7, depth=3, dim=2)
-    assert identity(data) is data
-    assert identity.dim == 5
-    assert mlp(data).shape == (4, 2)
-    assert identity.mean == mlp.mean == ()
-    assert parameter_count(mlp) == (5 * 7 + 7) + 2 * (7 * 7 + 7) + (7 * 2 + 2)
-    assert parameter_count(identity) == 0
-
-
-SEQUENCE: dict[str, Any] = {"vocabulary": 11, "width": 8, "depth": 2, "heads": 2}
-
-
-def sequences() -> Tensor:
-    """The first is whole, the second ends after four of seven tokens."""
-    data = torch.randint(0, 11, (2, 7), generator=torch.Generator().manual_seed(0))
-    data[1, 4:] = -1
-    return data
-
-
-def test_a_sequence_gives_tokens_and_their_mean() -> None:
-    encoder, data = build_encoder("sequence", 7, **SEQUENCE).eval(), sequences()
-    assert (encoder.vocabulary, encoder.grid, encoder.dim, encoder.mean) == (11, (1, 7), 8, ())
-    tokens, vectors = encoder.tokens(data), encoder(data)
-    assert tokens.shape == (2, 7, 8)
-    torch.testing.assert_close(vectors[0], tokens[0].mean(dim=0))
-    torch.testing.assert_close(vectors[1], tokens[1, :4].mean(dim=0))
-    torch.testing.assert_close(encoder(data.double()), vectors)  # as numbers of any type
-    both = encoder.with_tokens(data)
-    assert torch.equal(both[0], vectors)
-    assert torch.equal(both[1], tokens)
-    # Nothing behind the end matters, and neither does how much of it there is.
-    torch.testing.assert_close(encoder(data[1:, :4]), vectors[1:])
-    # The order of the tokens does.
-    assert not torch.allclose(encoder(data[:1].flip(1)), vectors[:1])
-
-
-def test_attention_of_a_sequence_can_be_looked_at() -> None:
-    encoder, data = build_encoder("sequence", 7, **SEQUENCE).eval(), sequences()
-    assert isinstance(encoder, TokenTransformer)
-    weights = encoder.attention(data)
-    assert weights.shape == (2, 2, 2, 7, 7)  # blocks, sequences, heads, from, to
-    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 2, 7))
-    assert (weights[:, 1, :, :, 4:] == 0).all()
-    assert (weights[:, 0] > 0).all()
-    # They are those of the first block's attention on embeddings and places.
-    x = encoder.embedding(data[:1]) + encoder.places
-    block = encoder.blocks[0]
-    found = block.attention(block.first(x), torch.ones(1, 7).bool())[1]
-    torch.testing.assert_close(weights[0, :1], found)
-
-
-def test_hidden_tokens_of_a_sequence_are_blank_or_left_out() -> None:
-    encoder, data = build_encoder("sequence", 7, **SEQUENCE).eval(), sequences()[:1]
-    hidden = torch.tensor([[[False, True, False, False, True, False, False]]])
-    mask, blank = Mask(hidden, (1, 7)), torch.randn(8)
-    vector, tokens = encoder.masked(data, mask, blank)
-    other = torch.where(hidden[:, 0], (data + 1) % 11, data)
-    assert torch.equal(encoder.masked(other, mask, blank)[1], tokens)
-    assert not torch.allclose(encoder.masked(data, mask, -blank)[0], vector)
-    # A token whose embedding is the blank is hidden already.
-    with torch.no_grad():
-        encoder.get_submodule("embedding").weight[10] = blank
-    same = torch.where(hidden[:, 0], torch.tensor(10), data % 10)
-    torch.testing.assert_close(encoder.masked(data % 10, mask, blank)[1], encoder.tokens(same))
-    # Left out, hidden tokens are not attended to: as if they stood behind the end.
-    left = encoder.tokens(data, mask)
-    assert left.shape == (1, 5, 8)
-    behind = torch.where(hidden[:, 0], torch.tensor(-1), data)
-    torch.testing.assert_close(left, encoder.tokens(behind)[~hidden[:, 0]][None])
-    torch.testing.assert_close(encoder.masked(data, mask)[0], left.mean(dim=1))
-
-
-def test_sequences_that_do_not_fit_are_one_line() -> None:
-    encoder = build_encoder("sequence", 6, **SEQUENCE)
-    with pytest.raises(ValueError, match="have 7 tokens, and this encoder takes at most 6"):
-        encoder(sequences())
-    with pytest.raises(ValueError, match=r"tokens up to 11, .* 0 to 10\. .*vocabulary = 12"):
-        encoder(torch.full((1, 3), 11))
-    with pytest.raises(ValueError, match="8 features cannot be shared evenly by 3 heads"):
-        build_encoder("sequence", 6, **{**SEQUENCE, "heads": 3})
-
-
-def test_conv() -> None:
-    encoder = build_encoder("conv", 32, width=4, stages=3)
-    assert encoder.dim == 16
-    assert encoder(images(2, 32)).shape == encoder(images(2, 16)).shape == (2, 16)
-    with pytest.raises(ValueError, match="conv gives one vector per image"):
-        encoder.tokens(images(2, 32))
-
-
-def test_conv_with_residual_blocks_and_a_whole_first_stage() -> None:
-    encoder = build_encoder("conv", 16, width=4, stages=3, blocks=[1, 2], whole=True).eval()
-    seen: list[tuple[int, ...]] = []
-    for layer in encoder.network:
-        layer.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:])))
-    found = encoder(images(2, 16))
-    kinds = [type(layer).__name__ for layer in encoder.network]
-    stage = ["Conv2d", "BatchNorm", "ReLU"]
-    assert kinds == [*stage, *stage, "Residual", *stage, "Residual", "Residual"]
-    assert seen[::3][:3] == [(4, 16, 16), (8, 8, 8), (8, 8, 8)]
-    assert seen[-1] == (16, 4, 4)
-    assert found.shape == (2, 16)
-    with pytest.raises(ValueError, match="blocks names 4 stages"):
-        build_encoder("conv", 16, stages=3, blocks=[1, 1, 1, 1])
-
-
 # -- weights in --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_conv_shows_the_maps_of_its_stages(whole: bool) -> None:
-    encoder = build_encoder("conv", 20, width=4, stages=3, blocks=[1, 2], whole=whole).eval()
-    data = images(2, 20)
-    maps = encoder.maps(data)
-    assert encoder.map_widths == (4, 8, 16)
-    sides = [20, 10, 5] if whole else [10, 5, 3]
-    assert [tuple(m.shape) for m in maps] == [
-        (2, width, side, side) for width, side in zip((4, 8, 16), sides, strict=True)
-    ]
-    assert torch.allclose(maps[-1].mean(dim=(2, 3)), encoder(data))
-    assert build_encoder("pixels", 20).map_widths == ()
-    with pytest.raises(ValueError, match="pixels shows no feature maps"):
-        build_encoder("pixels", 20).maps(data)
-
-
-def test_smooth_activations_have_a_second_derivative() -> None:
-    for name, size, data in (("mlp", 3, torch.randn(4, 3)), ("conv", 16, images(4, 16))):
-        for activation in ("relu", "silu"):
-            encoder = build_encoder(name, size, activation=activation).eval()
-            assert encoder.arguments["activation"] == activation
-            y = data.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(encoder(y).sum(), y, create_graph=True)
-            smooth = slope.requires_grad
-            if smooth:
-                (bent,) = torch.autograd.grad(slope.sum(), y, allow_unused=True)
-                smooth = bent is not None and bool(bent.abs().max() > 0)
-            assert smooth is (activation == "silu")
 
 
 def test_init_from_a_safetensors_file(tmp_path: Path) -> None:
@@ -511,6 +357,32 @@ def test_without_a_network_a_tag_is_one_line_within_seconds(init: str) -> None:
     assert one_line(error)
 
 
+def test_a_changed_network_starts_from_one_changed_in_the_same_way(tmp_path: Path) -> None:
+    first = resnet(small_stem=True)
+    first.mean = (0.1, 0.2, 0.3)
+    save_encoder(first, tmp_path / "small")
+    for told in ({"small_stem": True}, {}):  # a folder says it too
+        again = resnet(init=str(tmp_path / "small"), **told)
+        assert again.arguments == first.arguments
+        assert (again.mean, again.exportable) == ((0.1, 0.2, 0.3), False)
+        assert torch.equal(again(images(2, 32)), first(images(2, 32)))
+    save_encoder(resnet(), tmp_path / "large")
+    says = r"do not fit resnet18 with small_stem .*Give those of the same"
+    with pytest.raises(ValueError, match=says) as error:
+        resnet(init=str(tmp_path / "large"), small_stem=True)
+    assert one_line(error)
+    for init in ("pretrained", "a1_in1k", "weights.safetensors"):
+        with pytest.raises(ValueError, match="resnet18 with small_stem has no public weights"):
+            resnet(init=init, small_stem=True)
+
+
+def test_what_is_not_changed_is_timms() -> None:
+    plain, told = resnet(), resnet(small_stem=False)
+    assert told.arguments == plain.arguments == RESNET
+    assert told.exportable
+    assert torch.equal(told(images(2, 64)), plain(images(2, 64)))
+
+
 # -- errors ------------------------------------------------------------------------------------
 
 
@@ -584,6 +456,8 @@ def test_timm_alone_rebuilds_what_is_saved(tmp_path: Path) -> None:
         ("resnet18", 64, RESNET),
         ("resnet18.a1_in1k", 64, RESNET),
         ("vit_tiny_patch16_224", 96, VIT),
+        ("resnet18", 32, {**RESNET, "small_stem": True}),
+        ("vit_tiny_patch16_224", 96, {**VIT, "mlp_batch_norm": True}),
     ],
 )
 def test_what_is_saved_is_loaded(name: str, size: int, arguments: dict, tmp_path: Path) -> None:
@@ -598,7 +472,9 @@ def test_what_is_saved_is_loaded(name: str, size: int, arguments: dict, tmp_path
     assert torch.equal(again(data), encoder.eval()(data))
     assert (again.name, again.image_size, again.dim) == (encoder.name, size, encoder.dim)
     assert (again.mean, again.std, again.grid) == (encoder.mean, encoder.std, encoder.grid)
-    assert again.exportable == (name not in OURS)
+    timms = name not in OURS and not arguments.keys() & CHANGES.keys()
+    assert again.exportable == encoder.exportable == timms
+    assert json.dumps(again.arguments) == json.dumps(encoder.arguments)  # tuples become lists
 
 
 def test_half_and_double_precision_are_saved_as_single(tmp_path: Path) -> None:

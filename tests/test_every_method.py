@@ -25,6 +25,7 @@ SMALL: dict[str, dict] = {
     "RELIC": {"hidden": 16, "dim": 8},
     "RELICv2": {"hidden": 16, "dim": 8, "negatives": 3, "large_crops": 2, "small_crops": 1},
     "CBYOL": {"hidden": 16, "dim": 8},
+    "CSimCLR": {"hidden": 16, "dim": 8},
     "DeepCluster": {"size": 64, "clusters": 4, "hidden": 16, "dim": 8, "small_crops": 2},
     "SeLa": {"size": 64, "prototypes": 4, "heads": 2, "hidden": 16, "dim": 8, "small_crops": 2},
     "VICRegL": {"hidden": 16, "dim": 16, "local": 8, "matches": 5},
@@ -43,6 +44,7 @@ SMALL: dict[str, dict] = {
     "PCA": {"k": 4},
     "GaussianMixture": {"k": 3},
     "SparseCoding": {"k": 12, "iterations": 10},
+    "ConvolutionalSparseCoding": {"k": 4, "side": 3, "iterations": 10},
     "Autoencoder": {"dim": 16, "width": 16},
     "VariationalAutoencoder": {"dim": 8, "width": 16},
     "ContractiveAutoencoder": {"dim": 16, "width": 16},
@@ -50,6 +52,7 @@ SMALL: dict[str, dict] = {
     "ContextEncoder": {"width": 16},
     "Colourisation": {"width": 16, "step": 40.0},
     "BERT": {},
+    "DelayedTransformer": {"depth": 1, "heads": 2},
     "MAE": {"depth": 1, "width": 32},
     "IJEPA": {"depth": 1, "heads": 2, "targets": 2},
     "Data2Vec": {"top": 1},
@@ -67,6 +70,7 @@ SEQUENCE = {
     "encoder": "sequence",
     "encoder_arguments": {"vocabulary": 16, "width": 16, "depth": 1, "heads": 2},
 }
+GREY = {"encoder": "pixels", "encoder_arguments": {"side": 6}}
 PLANE = {"encoder_arguments": {"width": 1, "stages": 2}}  # two features
 VIT = {
     "encoder": "vit_tiny_patch16_224",
@@ -80,7 +84,8 @@ def test_method_keeps_the_contract(name: str) -> None:
         catalog.find(name),
         arguments=SMALL.get(name, {}),
         **(VIT if name in ("MAE", "SimMIM", "IJEPA", "Data2Vec", "IBOT", "DINOv2", "MSN") else {}),
-        **(SEQUENCE if name == "BERT" else {}),
+        **(SEQUENCE if name in ("BERT", "DelayedTransformer") else {}),
+        **(GREY if name == "ConvolutionalSparseCoding" else {}),
         **(PLANE if name == "MaximumLikelihood" else {}),
     )
 

@@ -18,7 +18,6 @@ import math
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -40,15 +39,14 @@ HERE = Path(__file__).parent
 STEP = HERE.parent / "training_step"
 RESULTS = HERE / "results.json"
 
-sys.path.append(str(STEP))
-import small_resnet  # noqa: E402 # pyright: ignore[reportMissingImports] # registers the encoder
-
 KNOWN = [[50_176, 0.400], [100_352, 0.442]]
 """lightly, ResNet-18, batch 256: images trained on, and accuracy then."""
 
 WANTED = (0.40, 0.44)
 PEER = "lightly, ResNet-18, bf16"
-RESNET = {"encoder": small_resnet.resnet18_cifar.__name__, "image_size": 32, "batch": 128}
+RESNET: dict[str, Any] = {
+    "encoder": "resnet18", "encoder_args": {"small_stem": True}, "image_size": 32, "batch": 128,
+}  # fmt: skip
 
 # Images after which to look, the last of them all there are, and what differs from the default.
 TRIALS: dict[str, tuple[Sequence[int], dict[str, Any]]] = {

@@ -1,6 +1,6 @@
 """Where the milliseconds of a training step go, and how far it is from the bare network.
 
-    python benchmarks/training_step/breakdown.py DATA [--encoders default resnet18_cifar]
+    python benchmarks/training_step/breakdown.py DATA [--encoders default resnet18]
 
 SimCLR on CIFAR-10 with default choices (ResNet-18 in batches of 256), through the loop of erg
 itself, whose parts are timed in place. Beside them stands what the forward and backward pass of

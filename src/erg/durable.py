@@ -6,9 +6,11 @@ flushed too.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,6 +99,46 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with whole_file(path) as stream, explained(path):
         stream.write(content)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Whether a disk has room for so many bytes, which is asked before any is written.
+
+    Raises:
+        NoSpace: it has not.
+        Unwritable: the folder is gone.
+    """
+    with explained(folder):
+        free = shutil.disk_usage(folder).free
+    if free < size + (1 << 20):
+        raise NoSpace(
+            f"a checkpoint needs {size >> 20} MB and the disk of {folder} has {free >> 20} MB. "
+            "Make room and resume; the last checkpoint is intact."
+        )
+
+
+def check_written(path: Path, content: bytes) -> str:
+    """The checksum of what was written, once the disk has given it back.
+
+    Raises:
+        Unwritable: it gives back something else.
+    """
+    written = hashlib.sha256(content).hexdigest()
+    if sha256(path) != written:
+        raise Unwritable(
+            f"{path} does not read back as it was written. Look after its disk; the checkpoint "
+            "before is kept."
+        )
+    return written
+
+
+def sha256(path: Path) -> str | None:
+    """Checksum of a regular file; None where it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def settle(stream: BinaryIO, path: Path) -> None:

@@ -1,167 +1,49 @@
-"""Encoders: any timm backbone by name, and small ones of ours for pixels, vectors and tokens.
+"""Encoders by name, any backbone of timm or one of ours, and how they are saved and loaded.
 
-An encoder knows its image size and the mean and standard
-deviation its input was normalised with, so that nothing else has to.
+What an encoder is stands in `parts/encoder.py`, our own networks beside it; timm's are wrapped
+here.
 """
 
-import itertools
 import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from erg import backbones
 from erg.durable import read_json, write_atomically
-from erg.energy import normalise
-from erg.parts.attention import Block
-from erg.parts.norm import across_processes
-from erg.parts.resnet import ResNet
+from erg.parts.conv import SmallConv
+from erg.parts.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from erg.parts.norm import across_processes, batch_norms_before_mlps
+from erg.parts.resnet import WideResNet, small_stem
+from erg.parts.transformer import TokenTransformer
+from erg.parts.values import Identity, Pixels
+from erg.parts.vector_mlp import VectorMLP
 from erg.views.types import Mask
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+__all__ = [
+    "IMAGENET_MEAN", "IMAGENET_STD", "OURS", "Encoder", "Identity", "Pixels",
+    "SmallConv", "TimmEncoder", "TokenTransformer", "VectorMLP", "WideResNet", "build_encoder",
+    "load_encoder", "parameter_count", "save_encoder",
+]  # fmt: skip
 
-Activation = Literal["relu", "silu"]
-"""What stands behind the layers of our own networks: max(0, x), or x sigmoid(x), which has a second
-derivative everywhere, as the slopes of an energy need."""
 
+CHANGES: dict[str, Callable[[nn.Module, str], None]] = {
+    "small_stem": small_stem,
+    "mlp_batch_norm": batch_norms_before_mlps,
+}
+"""Arguments of ours beside those of timm, and what they change in one of its networks.
 
-class Encoder(nn.Module, ABC):
-    """Normalised data [b c h w] or [b d], or tokens [b n], to one vector per item [b dim].
-
-    Attributes:
-        name: what it was built from.
-        arguments: further constructor arguments, JSON-able.
-        image_size: side of its input [pixels]; number of features for vectors, of tokens for
-            sequences.
-        dim: width of its output [features].
-        grid: rows and columns of its patch tokens, 1 and n for sequences; None where it gives one
-            vector per image.
-        mean: per channel, subtracted from inputs in [0, 1].
-        std: per channel, by which they are then divided.
-        map_widths: channels of its feature maps, the finest first; empty where `maps` gives none.
-        exportable: whether timm alone can rebuild it from name and arguments.
-        depth: number of blocks of a ViT; 0 for everything else.
-        one_size: whether images of another size than `image_size` are refused.
-        vocabulary: number of different tokens it takes; 0 for all that takes no tokens.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    image_size: int
-    dim: int
-    grid: tuple[int, int] | None = None
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    map_widths: tuple[int, ...] = ()
-    exportable: bool = False
-    depth: int = 0
-    one_size: bool = False
-    vocabulary: int = 0
-
-    @abstractmethod
-    def forward(self, data: Tensor) -> Float[Tensor, "b d"]:
-        """One vector per item."""
-
-    def tokens(self, data: Float[Tensor, "b c h w"], mask: Mask | None = None) -> Tensor:
-        """Patch tokens [b n d]; with a mask only those it keeps, and no work for the others.
-
-        Raises:
-            ValueError: this encoder has no tokens, or cannot leave some out.
-        """
-        raise ValueError(
-            f"{self.name} gives one vector per image, no patch tokens. "
-            "Use a ViT, for example vit_tiny_patch16_224."
-        )
-
-    def maps(self, data: Float[Tensor, "b c h w"]) -> list[Tensor]:
-        """The feature map [b c h w] behind every stage, the finest first; the last is pooled.
-
-        Raises:
-            ValueError: this encoder shows none.
-        """
-        raise ValueError(f"{self.name} shows no feature maps of its stages. Use conv.")
-
-    def with_tokens(
-        self, data: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
-        """The vector and the tokens (or cells of the last map, row-major) of every image.
-
-        Raises:
-            ValueError: this encoder has no tokens.
-        """
-        return self(data), self.tokens(data)
-
-    def masked(
-        self,
-        data: Float[Tensor, "b c h w"],
-        mask: Mask,
-        blank: Float[Tensor, " d"] | None = None,
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
-        """The vector and the tokens of what a mask leaves of every image.
-
-        Args:
-            data: the whole images.
-            mask: of which only what it hides matters.
-            blank: what stands where a patch is hidden, before positions are added; without it
-                hidden patches are left out, and all images have to keep as many.
-
-        Raises:
-            ValueError: this encoder cannot hide patches.
-        """
-        raise ValueError(
-            f"{self.name} cannot hide patches. Use a ViT, for example vit_tiny_patch16_224."
-        )
-
-    def layers(self, data: Float[Tensor, "b c h w"], last: int) -> list[Tensor]:
-        """Tokens [b n d] behind each of the last blocks of a ViT, the lowest first, before the
-        final norm.
-
-        Raises:
-            ValueError: this encoder has fewer blocks.
-        """
-        raise ValueError(
-            f"{self.name} has no {last} blocks to look into. Use a ViT, or look into fewer."
-        )
-
-    def need_patches(self, who: str) -> tuple[int, int]:
-        """Rows and columns of the patches, for a method that cannot do without.
-
-        Args:
-            who: name of the method.
-
-        Raises:
-            ValueError: it has none.
-        """
-        if self.grid is None:
-            raise ValueError(
-                f"{who} needs patch tokens; {self.name} gives one vector per image. "
-                "Use a ViT, for example vit_tiny_patch16_224."
-            )
-        return self.grid
-
-    def need_sizes(self, who: str) -> None:
-        """Refuse, for a method that makes small crops, where only one size of image fits.
-
-        Args:
-            who: name of the method.
-
-        Raises:
-            ValueError: position embeddings are those of one size.
-        """
-        if self.one_size:
-            raise ValueError(
-                f"{who} makes small crops, and {self.name} takes one size of image only. Build it "
-                "with dynamic_img_size = True, or use small_crops = 0."
-            )
+- small_stem: a ResNet starts with a 3 x 3 convolution of stride 1 and pools nothing.
+- mlp_batch_norm: a ViT normalises over the batch in front of its MLPs, as MoCo v3's ViT-BN.
+"""
 
 
 class TimmEncoder(Encoder):
@@ -173,7 +55,7 @@ class TimmEncoder(Encoder):
         image_size: side of its input [pixels].
         init: nothing for random weights, `pretrained` or a tag for timm's public weights, a
             .safetensors file, or a folder in timm's form (an erg export too).
-        arguments: passed to timm.
+        arguments: passed to timm, but for those of `CHANGES`.
     """
 
     def __init__(
@@ -181,11 +63,15 @@ class TimmEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.name, self.image_size = name, image_size
-        self.exportable = name.split(".")[0] not in backbones.BEYOND
         if init is not None and Path(init).is_dir():
             arguments = {**backbones.model_arguments(Path(init)), **arguments}
-        self.arguments = arguments
-        network = backbones.create(name, image_size, init, arguments, OURS)
+        changes = {key: change for key, change in CHANGES.items() if arguments.get(key)}
+        timms = {key: value for key, value in arguments.items() if key not in CHANGES}
+        self.arguments = {**timms, **dict.fromkeys(changes, True)}
+        self.exportable = not changes and name.split(".")[0] not in backbones.BEYOND
+        network = backbones.create(name, image_size, None if changes else init, timms, OURS)
+        for change in changes.values():
+            change(network, name)
         config = network.pretrained_cfg
         if init is not None and config.get("mean") is not None:
             self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
@@ -198,6 +84,26 @@ class TimmEncoder(Encoder):
         if self.is_vit:
             rows, columns = network.patch_embed.grid_size
             self.grid, self.depth = (int(rows), int(columns)), len(network.blocks)
+        if changes and init is not None:
+            self._start_from(Path(init), ", ".join(changes))
+
+    def _start_from(self, folder: Path, changed: str) -> None:
+        """Take the weights of one that was changed in the same way: no others would fit."""
+        if not folder.is_dir():
+            raise ValueError(
+                f"{self.name} with {changed} has no public weights, so init = {str(folder)!r} "
+                "cannot be loaded. Leave init out, or give the encoder/ folder of a run with the "
+                "same arguments."
+            )
+        given = load_encoder(folder)
+        try:
+            self.load_state_dict(given.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights in {folder} do not fit {self.name} with {changed} "
+                f"({_first_line(error)}). Give those of the same architecture and arguments."
+            ) from None
+        self.mean, self.std = given.mean, given.std
 
     def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.network(data)
@@ -227,6 +133,14 @@ class TimmEncoder(Encoder):
             x = block(x)
         x = net.norm(x)
         return net.forward_head(x), x[:, net.num_prefix_tokens :]
+
+    def units(self) -> list[nn.Module]:
+        """As timm names them."""
+        matcher: Callable[[], dict[str, Any]] = getattr(self.network, "group_matcher", dict)
+        told: str | list[tuple[str, Any]] = matcher().get("blocks", [])
+        patterns = [told] if isinstance(told, str) else [p for p, place in told if place is None]
+        named = self.network.named_modules()
+        return [m for name, m in named if any(re.fullmatch(p, name) for p in patterns)]
 
     def layers(self, data: Float[Tensor, "b c h w"], last: int) -> list[Tensor]:
         net: Any = self.network
@@ -274,310 +188,6 @@ class TimmEncoder(Encoder):
                 f"{self.dim}. Use a ResNet, a ViT or a Swin."
             )
         return x
-
-
-class Pixels(Encoder):
-    """No network: the values themselves, images averaged down to a small side and flattened.
-
-    Args:
-        image_size: side of its input [pixels].
-        side: side after averaging [pixels].
-        contrast: whether brightness and contrast are taken out: each image has mean 0 and norm 1.
-    """
-
-    name = "pixels"
-
-    def __init__(self, image_size: int, *, side: int = 16, contrast: bool = False) -> None:
-        super().__init__()
-        self.image_size, self.contrast = image_size, contrast
-        self.arguments = {"side": side, "contrast": contrast}
-        self.side = min(side, image_size)
-        self.dim = 3 * self.side**2
-
-    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        x = nn.functional.adaptive_avg_pool2d(data, self.side).flatten(1)
-        return normalise(x - x.mean(dim=1, keepdim=True)) if self.contrast else x
-
-
-class Identity(Encoder):
-    """Vectors as they are.
-
-    Args:
-        image_size: number of features.
-    """
-
-    name = "identity"
-    mean, std = (), ()
-
-    def __init__(self, image_size: int) -> None:
-        super().__init__()
-        self.image_size, self.arguments = image_size, {}
-        self.dim = image_size
-
-    def forward(self, data: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        return data
-
-
-class VectorMLP(Encoder):
-    """A fully connected network for vectors and 2-D worlds.
-
-    Args:
-        image_size: number of features.
-        width: of the hidden layers [features].
-        depth: number of hidden layers.
-        dim: width of the output [features].
-        activation: behind the hidden layers.
-    """
-
-    name = "mlp"
-    mean, std = (), ()
-
-    def __init__(
-        self,
-        image_size: int,
-        *,
-        width: int = 128,
-        depth: int = 2,
-        dim: int = 64,
-        activation: Activation = "relu",
-    ) -> None:
-        super().__init__()
-        self.image_size, self.dim = image_size, dim
-        self.arguments = {"width": width, "depth": depth, "dim": dim, "activation": activation}
-        widths = [image_size, *[width] * depth]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Linear(a, b), _activation(activation)]
-        self.network = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
-
-    def forward(self, data: Float[Tensor, "b features"]) -> Float[Tensor, "b d"]:
-        return self.network(data)
-
-
-class TokenTransformer(Encoder):
-    """A transformer on sequences of whole numbers, whose attention can be looked at.
-
-    Norms stand before attention and before the small networks, and a last one behind all blocks;
-    places are learned; the vector of a sequence is the mean of its tokens. Tokens below 0 stand
-    behind the end of a sequence: nothing attends to them, and they have no part in the mean.
-
-    Args:
-        image_size: largest number of tokens in a sequence.
-        vocabulary: number of different tokens, which are 0 to vocabulary - 1; 256 for bytes.
-        width: of its tokens and its vector [features].
-        depth: number of blocks.
-        heads: of the attention in each, a divisor of the width.
-    """
-
-    name = "sequence"
-    mean, std = (), ()
-
-    def __init__(
-        self,
-        image_size: int,
-        *,
-        vocabulary: int = 256,
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
-    ) -> None:
-        super().__init__()
-        self.image_size, self.vocabulary, self.dim = image_size, vocabulary, width
-        self.grid = (1, image_size)
-        self.arguments = {
-            "vocabulary": vocabulary, "width": width, "depth": depth, "heads": heads,
-        }  # fmt: skip
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.places = nn.Parameter(torch.zeros(image_size, width).normal_(std=0.02))
-        nn.init.normal_(self.embedding.weight, std=0.02)  # as BERT's
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, data: Shaped[Tensor, "b n"]) -> Float[Tensor, "b d"]:
-        return self.with_tokens(data)[0]
-
-    def tokens(self, data: Shaped[Tensor, "b n"], mask: Mask | None = None) -> Tensor:
-        return self._through(data, mask)[1]
-
-    def with_tokens(
-        self, data: Shaped[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
-        return self._through(data)[:2]
-
-    def masked(
-        self,
-        data: Shaped[Tensor, "b n"],
-        mask: Mask,
-        blank: Float[Tensor, " d"] | None = None,
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b m d"]]:
-        return self._through(data, mask, blank)[:2]
-
-    def attention(
-        self,
-        data: Shaped[Tensor, "b n"],
-        mask: Mask | None = None,
-        blank: Float[Tensor, " d"] | None = None,
-    ) -> Float[Tensor, "layers b h m m"]:
-        """What share of its attention each place (last but one axis) gives to each (last) in every
-        block and head; arguments as `masked`."""
-        return torch.stack(self._through(data, mask, blank)[2])
-
-    def _through(
-        self, data: Tensor, mask: Mask | None = None, blank: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Vectors [b d], tokens [b n d] and the weights [b h n n] of every block."""
-        data, n = data.long(), data.shape[1]  # embedding casts whatever it is given to floats
-        self._check(data)
-        valid = data >= 0
-        x = self.embedding(data.clamp_min(0))
-        if mask is not None and blank is not None:
-            x = torch.where(mask.hidden.any(dim=1)[..., None], blank.to(x.dtype), x)
-        x = x + self.places[:n]
-        if mask is not None and blank is None:
-            keep = mask.keep()
-            x, valid = x.gather(1, keep[..., None].expand(-1, -1, self.dim)), valid.gather(1, keep)
-        weights: list[Tensor] = []
-        for block in self.blocks:
-            x, seen = block(x, valid)
-            weights.append(seen)
-        x = self.norm(x)
-        return (x * valid[..., None]).sum(dim=1) / valid.sum(dim=1, keepdim=True), x, weights
-
-    def _check(self, data: Tensor) -> None:
-        if data.shape[1] > self.image_size:
-            raise ValueError(
-                f"the sequences have {data.shape[1]} tokens, and this encoder takes at most "
-                f"{self.image_size}. Cut them, or build it with image_size = {data.shape[1]}."
-            )
-        # An accelerator would have to be waited for.
-        if data.device.type == "cpu" and bool((data >= self.vocabulary).any()):
-            raise ValueError(
-                f"there are tokens up to {int(data.max())}, and this encoder knows 0 to "
-                f"{self.vocabulary - 1}. Build it with vocabulary = {int(data.max()) + 1}."
-            )
-
-
-class SmallConv(Encoder):
-    """A plain convolutional network, stride 2 per stage, for tests and very small images.
-
-    Args:
-        image_size: side of its input [pixels].
-        width: channels of the first stage, doubled at each further one.
-        stages: number of stages.
-        blocks: residual 3 x 3 convolutions x + relu(bn(conv x)) that follow in each of the last
-            stages, given from the first such stage to the last: (1, 2) puts one into the last but
-            one and two into the last.
-        whole: whether the first stage keeps the resolution of the image.
-        activation: behind the convolutions.
-    """
-
-    name = "conv"
-
-    def __init__(
-        self,
-        image_size: int,
-        *,
-        width: int = 16,
-        stages: int = 3,
-        blocks: Sequence[int] = (),
-        whole: bool = False,
-        activation: Activation = "relu",
-    ) -> None:
-        super().__init__()
-        if len(blocks) > stages:
-            raise ValueError(
-                f"blocks names {len(blocks)} stages, and there are {stages}. Name at most those."
-            )
-        self.image_size = image_size
-        self.arguments = {
-            "width": width, "stages": stages, "blocks": list(blocks), "whole": whole,
-            "activation": activation,
-        }  # fmt: skip
-        widths = [3, *[width * 2**i for i in range(stages)]]
-        residual = [0] * (stages - len(blocks)) + list(blocks)
-        layers: list[nn.Module] = []
-        self.ends: list[int] = []  # number of the last layer of each stage
-        for i, (a, b) in enumerate(itertools.pairwise(widths)):
-            layers += _conv(a, b, activation, stride=1 if whole and i == 0 else 2)
-            for _ in range(residual[i]):
-                layers.append(Residual(nn.Sequential(*_conv(b, b, activation, stride=1))))
-            self.ends.append(len(layers) - 1)
-        self.network = across_processes(nn.Sequential(*layers))
-        self.dim, self.map_widths = widths[-1], tuple(widths[1:])
-
-    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        return self.network(data).mean(dim=(2, 3))
-
-    def with_tokens(
-        self, data: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
-        cells = self.network(data)
-        return cells.mean(dim=(2, 3)), cells.flatten(2).transpose(1, 2)
-
-    def maps(self, data: Float[Tensor, "b c h w"]) -> list[Tensor]:
-        found: list[Tensor] = []
-        for i, layer in enumerate(self.network.children()):
-            data = layer(data)
-            if i in self.ends:
-                found.append(data)
-        return found
-
-
-class WideResNet(Encoder):
-    """A ResNet with all widths multiplied, with selective kernels where wanted, as in SimCLRv2.
-
-    Args:
-        image_size: side of its input [pixels].
-        depth: 26, 50, 101, 152 or 200 layers.
-        width: factor of all widths.
-        selective: whether 3 x 3 convolutions have selective kernels.
-    """
-
-    name = "resnet"
-
-    def __init__(
-        self, image_size: int, *, depth: int = 50, width: int = 1, selective: bool = False
-    ) -> None:
-        super().__init__()
-        self.image_size = image_size
-        self.arguments = {"depth": depth, "width": width, "selective": selective}
-        network = ResNet(depth, width, selective)
-        self.network, self.dim = across_processes(network), network.channels
-
-    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        return self.network(data).mean(dim=(2, 3))
-
-    def with_tokens(
-        self, data: Float[Tensor, "b c h w"]
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
-        cells = self.network(data)
-        return cells.mean(dim=(2, 3)), cells.flatten(2).transpose(1, 2)
-
-
-class Residual(nn.Module):
-    """x + f(x).
-
-    Args:
-        inside: f.
-    """
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inside(x)
-
-
-def _activation(name: Activation) -> nn.Module:
-    if name not in get_args(Activation):
-        raise ValueError(f"activation should be one of {get_args(Activation)} (got {name!r}).")
-    return nn.ReLU(inplace=True) if name == "relu" else nn.SiLU()
-
-
-def _conv(fan_in: int, fan_out: int, activation: Activation, *, stride: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False)
-    return [convolution, nn.BatchNorm2d(fan_out), _activation(activation)]
 
 
 OURS: dict[str, type[Encoder]] = {

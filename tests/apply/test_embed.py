@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from erg.apply.embed import embed, open_for, vectors_of
-from erg.data.source import DataError
+from erg.apply.embed import Embedder, embed, in_one_pass, open_for, vectors_of
+from erg.data.source import DataError, open_source
 from erg.data.synthetic import world
 from erg.encoders import build_encoder, load_encoder, save_encoder
 
@@ -57,3 +58,24 @@ def test_vectors_are_embedded_too(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
     save_encoder(build_encoder("identity", 5), tmp_path / "identity")
     assert np.array_equal(embed(tmp_path / "identity", vectors).vectors, vectors)
+
+
+def test_tokens_stay_whole_numbers() -> None:
+    """16,777,217 is the first whole number that float32 does not know."""
+    tokens = np.array([[0, 16_777_217, -1], [16_777_217, 1, 2], [-5, 1, 2]])
+    seen: list[torch.dtype] = []
+
+    def last_bit(data: torch.Tensor) -> torch.Tensor:
+        seen.append(data.dtype)
+        return data % 2
+
+    encoder = build_encoder("identity", 3)
+    rows, found = in_one_pass(
+        Embedder("tokens", encoder, encoder, last_bit),
+        open_source(tokens),
+        range(3),
+        lambda _: None,
+    )
+    assert seen == [torch.int64]
+    assert found.tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert [row.status for row in rows] == ["ok", "ok", "skipped"]

@@ -117,6 +117,7 @@ def test_stopped_it_goes_on_where_it_was(
     with pytest.raises(Stopped) as stopped:
         embed_to_file(model, pictures, out, label="folder", max_skipped=0.5, progress=ask)
     assert stopped.value.code == 75
+    assert str(stopped.value).startswith("stopped, with the vectors so far kept")
     assert made.made == [0, 1, 2]
     assert not out.exists()
     folder = tmp_path / "e.parquet.parts"

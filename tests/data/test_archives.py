@@ -202,3 +202,86 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="damaged"):
         source.read(0)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10  # KiB
+
+
+# Labels beside the images ----------------------------------------------------------------------
+
+
+def packed(path: Path, members: dict[str, bytes]) -> Path:
+    """An archive, a zip or a tar by its ending."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, "w") as tar:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+SAMPLES = {
+    "a/000.png": png(0), "a/000.cls": b"7\n", "a/000.json": b'{"kind": "cat", "size": 3}',
+    "a/001.left.png": png(1), "a/001.right.png": png(2), "a/001.cls": b"12",
+    "a/001.json": b'{"kind": 5, "size": null}',
+    "b/000.png": png(3), "b/000.json": b'{"kind": "d\\u0000g", "size": [1]}',
+    "b/002.png": png(0), "b/._002.cls": b"9", "b/002.txt": b"no label",
+}  # fmt: skip
+
+
+def labels(source: Source) -> list[str | None]:
+    return [source.label(i) for i in range(len(source))]
+
+
+@pytest.mark.parametrize("ending", [".tar", ".zip"])
+def test_labels_beside_the_images(tmp_path: Path, ending: str) -> None:
+    path = packed(tmp_path / f"shard{ending}", SAMPLES)
+    plain = open_source(path)
+    wanted = ["a/000.png", "a/001.left.png", "a/001.right.png", "b/000.png", "b/002.png"]
+    assert names(plain) == wanted
+    assert labels(plain) == [None] * 5
+    assert labels(open_source(path, label="folder")) == ["a", "a", "a", "b", "b"]
+    source = open_source(path, label="cls")
+    assert names(source) == wanted
+    assert labels(source) == ["7", "12", "12", None, None]
+    assert labels(open_source(path, label="kind")) == ["cat", "5", "5", "d\0g", None]
+    assert labels(open_source(path, label="size")) == ["3", None, None, None, None]
+    for i in range(5):
+        np.testing.assert_array_equal(source.read(i), plain.read(i))
+    with pytest.raises(DataError, match="no labels called 'colour'"):
+        open_source(path, label="colour")
+
+
+def test_labels_are_those_of_their_own_shard(tmp_path: Path) -> None:
+    for shard in range(3):
+        members = {f"{i}.png": png(i) for i in range(2)}
+        packed(tmp_path / f"{shard}.tar", members | {f"{i}.cls": b"%d" % shard for i in range(2)})
+    assert labels(open_source(tmp_path, label="cls")) == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_a_label_of_its_own_goes_before_that_of_the_sample(tmp_path: Path) -> None:
+    members = {"1.a.png": png(), "1.b.png": png(), "1.cls": b"both", "1.b.cls": b"one"}
+    source = open_source(packed(tmp_path / "x.tar", members), label="cls")
+    assert labels(source) == ["both", "one"]
+
+
+def test_labels_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    bad = [
+        b"\xff\xfe", b"", b"[", b"[1]", b"[" * 100_000, b'{"kind": {}}', b" " * (2 << 20),
+        b'{"kind": ' + b"9" * 5000 + b"}",
+    ]  # fmt: skip
+    members = {"good.png": png(), "good.json": b'{"kind": "good"}'}
+    for i, content in enumerate(bad):
+        members |= {f"{i}.png": png(), f"{i}.json": content}
+    path = packed(tmp_path / "x.tar", members)
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("linked.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+        info = tarfile.TarInfo("linked.png")
+        info.size = len(png())
+        tar.addfile(info, io.BytesIO(png()))
+    source = open_source(path, label="kind")
+    assert labels(source) == [None] * len(bad) + ["good", None]

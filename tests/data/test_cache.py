@@ -9,7 +9,15 @@ import pytest
 from PIL import Image
 
 from erg.data import cache as module
-from erg.data.cache import Cache, Stream, build_cache, default_budget, free_memory, open_images
+from erg.data.cache import (
+    Cache,
+    Stream,
+    build_cache,
+    default_budget,
+    free_memory,
+    open_images,
+    open_vectors,
+)
 from erg.data.manifest import Manifest, build_manifest
 from erg.data.source import DataError, Files, Source, open_source
 
@@ -243,6 +251,31 @@ def test_other_data_than_the_manifest(source: Counting, tmp_path: Path) -> None:
 def test_vectors_are_no_images() -> None:
     with pytest.raises(DataError, match="Use the vectors of the source"):
         open_images(open_source(np.zeros((5, 3))))
+
+
+def test_vectors_that_cannot_be_read_are_skipped() -> None:
+    values = np.arange(30, dtype=np.float32).reshape(10, 3)
+    values[[2, 5], 1] = [np.nan, np.inf]
+    source = open_source(values)
+    seen: list[tuple[int, int]] = []
+    manifest, vectors = open_vectors(source, progress=lambda n, of: seen.append((n, of)))
+    assert manifest.ok.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert "2 skipped: The vector holds NaN or infinity." in manifest.summary()
+    assert seen[-1] == (10, 10)
+    for found in (vectors, open_vectors(source, manifest=manifest)[1]):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found[manifest.ok], values[manifest.ok])
+        assert not found[[2, 5]].any()
+    with pytest.raises(DataError, match="2 of 10"):
+        open_vectors(source, max_skipped=0.1)
+    values[0, 0] = 7
+    with pytest.raises(DataError, match="was readable before and is not now"):
+        open_vectors(source, manifest=manifest)
+    with pytest.raises(DataError, match="the manifest has 10 rows"):
+        open_vectors(open_source(values[:9]), manifest=manifest)
+    tokens = open_vectors(open_source(np.array([[1, 2, -1], [3, 4, 5]])))[1]
+    assert tokens.tolist() == [[1, 2, -1], [3, 4, 5]]
+    assert tokens.dtype == np.int64
 
 
 def test_a_full_disk_is_said(source: Counting, tmp_path: Path) -> None:

@@ -35,18 +35,26 @@ class Child:
         return int(self.parent.answer())
 
 
+def scaled(count: int) -> int:
+    """So many, or the share of them that ERG_SHARE says, for trying a long test."""
+    return max(1, round(count * float(os.environ.get("ERG_SHARE", "1"))))
+
+
 class Parent:
     """The process to fork from, as a context.
 
     Args:
         log: file for what the children print.
+        temporary: folder for temporary files; None for the system's.
     """
 
-    def __init__(self, log: Path) -> None:
-        self.log = log
+    def __init__(self, log: Path, temporary: Path | None = None) -> None:
+        self.log, self.temporary = log, temporary
 
     def __enter__(self) -> "Parent":
         quiet = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        if self.temporary is not None:
+            quiet["TMPDIR"] = str(self.temporary)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(Path(__file__))], stdin=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from erg.train.run import Optimiser, Run
-from tests.faults.forks import Parent
+from tests.faults.forks import Parent, scaled
 
 STEPS = 6
 PHASES = ["data", "forward", "epoch", "evaluation", "saving"]
@@ -84,10 +85,15 @@ def test_asked_to_stop(phase: str, parent: Parent, tmp_path: Path) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("number", NUMBERS)
 def test_asked_to_stop_often(
-    phase: str, number: signal.Signals, parent: Parent, tmp_path: Path
+    phase: str,
+    number: signal.Signals,
+    parent: Parent,
+    tmp_path: Path,
+    tally: Callable[[str, int], None],
 ) -> None:
-    for i in range(10):
+    for i in range(scaled(10)):
         in_phase(parent, tmp_path, phase, number, i)
+        tally("stops that went on exactly", 1)
 
 
 def test_a_second_run_in_a_live_folder_is_refused(parent: Parent, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +15,26 @@ from erg import durable
 from erg.durable import NoSpace, Unwritable
 from erg.train.checkpoint import load_checkpoint, save_checkpoint, state_hash
 from erg.train.folder import RunFolder
+from tests.faults.forks import scaled
 
 MB = 1 << 20
 
 
-def megabytes(value: float) -> nn.Module:
-    """A module whose checkpoint takes a little more than 3 MB."""
-    module = nn.Linear(1024, 768)
+def megabytes(value: float, size: int = 3) -> nn.Module:
+    """A module whose checkpoint takes a little more than so many MB."""
+    module = nn.Linear(1024, 256 * size)
     with torch.no_grad():
         module.weight.fill_(value)
     return module
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MB, where mounting one is permitted."""
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of 16 MB or as many as are asked for, where mounting one is permitted."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = shutil.which("mount")
-    command = [mount or "mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    mount, size = shutil.which("mount"), getattr(request, "param", 16)
+    command = [mount or "mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(place)]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not permitted here")
     try:
@@ -46,41 +47,64 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_at_every_megabyte(small_disk: Path, checked: bool, monkeypatch) -> None:
     """With the look at the free space before, and where the space goes after that look."""
     if not checked:
-        usage = shutil.disk_usage(small_disk)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 40))
-    folder = small_disk / "checkpoints"
-    save_checkpoint(folder, 1, megabytes(1), None)
-    wanted = state_hash(megabytes_of(folder))
-    failed = 0
-    for free in range(13):
-        stuff = small_disk / "stuff"
+        without_looking(small_disk, monkeypatch)
+    assert filled_up(small_disk, 3) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("checked", [True, False], ids=["seen before", "met while writing"])
+@pytest.mark.parametrize("small_disk", [256], indirect=True)
+def test_full_at_every_megabyte_of_a_large_checkpoint(
+    small_disk: Path, checked: bool, monkeypatch, tally: Callable[[str, int], None]
+) -> None:
+    if not checked:
+        without_looking(small_disk, monkeypatch)
+    size = scaled(64)
+    failed = filled_up(small_disk, size)
+    assert failed >= size
+    tally("full disks that left the checkpoint before intact", failed)
+
+
+def without_looking(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 40))
+
+
+def filled_up(disk: Path, size: int) -> int:
+    """How many whole numbers of free MB were too few for another checkpoint of so many MB; each
+    time the one before is intact."""
+    folder = disk / "checkpoints"
+    save_checkpoint(folder, 1, megabytes(1, size), None)
+    wanted = state_hash(megabytes_of(folder, size))
+    for free in range(2 * size + 8):
+        stuff = disk / "stuff"
         stuff.unlink(missing_ok=True)
-        stuff.write_bytes(bytes(max(0, os.statvfs(small_disk).f_bavail * 4096 - free * MB)))
-        if (said := saving(folder)) is None:
-            assert free >= 3
-            break
-        failed += 1
+        stuff.write_bytes(bytes(max(0, os.statvfs(disk).f_bavail * 4096 - free * MB)))
+        if (said := saving(folder, size)) is None:
+            assert free >= size
+            return free
         assert "Make room" in said
         assert "\n" not in said
         assert not list(folder.glob(".*"))
-        restored = load_checkpoint(folder, module := megabytes(0), None)
+        restored = load_checkpoint(folder, module := megabytes(0, size), None)
         assert restored is not None
         assert (restored.step, restored.skipped) == (1, ())
         assert state_hash(module) == wanted
-    assert failed >= 3
+    raise AssertionError("it never fits")
 
 
-def saving(folder: Path) -> str | None:
+def saving(folder: Path, size: int = 3) -> str | None:
     """What is said where there is no room for the checkpoint of step 2."""
     try:
-        save_checkpoint(folder, 2, megabytes(2), None)
+        save_checkpoint(folder, 2, megabytes(2, size), None)
     except NoSpace as error:
         return str(error)
     return None
 
 
-def megabytes_of(folder: Path) -> nn.Module:
-    module = megabytes(0)
+def megabytes_of(folder: Path, size: int = 3) -> nn.Module:
+    module = megabytes(0, size)
     assert load_checkpoint(folder, module, None) is not None
     return module
 

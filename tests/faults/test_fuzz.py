@@ -33,6 +33,7 @@ from erg.train.run import Run
 from erg.views.pixels import Pixels
 from erg.views.plan import SIMCLR, Augmentation, Masking, Plan
 from erg.views.render import make_views
+from tests.faults.forks import scaled
 from tests.train.test_loop import a_run
 
 FEW, SECONDS = 25, 600
@@ -348,10 +349,13 @@ def test_it_works_or_says_why(name: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(SECONDS + 300)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
-def test_it_works_or_says_why_for_ten_minutes(name: str, tmp_path: Path) -> None:
-    until, number = time.monotonic() + SECONDS, 1
+def test_it_works_or_says_why_for_ten_minutes(
+    name: str, tmp_path: Path, tally: Callable[[str, int], None]
+) -> None:
+    until, number = time.monotonic() + scaled(SECONDS), 1
     while time.monotonic() < until:
         attacked(name, tmp_path, 200, number)
+        tally(f"examples of {name}", 200)
         number += 1
 
 

@@ -125,10 +125,11 @@ def test_patches_of_a_vit_stay_random_unless_told() -> None:
     frozen = {n for n, p in a_vit().encoder.named_parameters() if not p.requires_grad}
     assert frozen == {"network.patch_embed.proj.weight", "network.patch_embed.proj.bias"}
     assert all(p.requires_grad for p in a_vit(freeze_patches=False).encoder.parameters())
-    check_method(
-        MoCoV3, arguments={"hidden": 9, "dim": 6}, encoder="vit_tiny_patch16_224",
-        encoder_arguments=VIT,
-    )  # fmt: skip
+    for batch_norm in (False, True):
+        check_method(
+            MoCoV3, arguments={"hidden": 9, "dim": 6}, encoder="vit_tiny_patch16_224",
+            encoder_arguments={**VIT, "mlp_batch_norm": batch_norm},
+        )  # fmt: skip
 
 
 def test_teacher_holds_encoder_and_projector_and_follows() -> None:

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-from erg.parts.norm import BatchNorm, BatchNormAct, across_processes, standardise
+from erg.encoders import build_encoder
+from erg.parts.norm import (
+    BatchNorm,
+    BatchNormAct,
+    TokenBatchNorm,
+    across_processes,
+    standardise,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +46,48 @@ def test_normalises_by_hand() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected .*got \[2, 3, 4, 5, 6\]"):
         BatchNorm(3)(torch.zeros(2, 3, 4, 5, 6))
+
+
+def test_tokens_are_normalised_over_all_items_and_places() -> None:
+    torch.manual_seed(0)
+    x, norm = torch.randn(3, 4, 5, dtype=torch.float64) * 2 + 1, TokenBatchNorm(5).double()
+    y = norm(x)
+    for d in range(5):
+        column = [float(x[b, n, d]) for b in range(3) for n in range(4)]
+        mean = sum(column) / 12
+        var = sum((v - mean) ** 2 for v in column) / 12
+        wanted = [(v - mean) / (var + 1e-5) ** 0.5 for v in column]
+        assert y[:, :, d].flatten().tolist() == pytest.approx(wanted)
+        assert norm.running_mean[d].item() == pytest.approx(0.1 * mean)
+    assert norm(x[0][None]).shape == (1, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (1, 2), "embed_dim": 16,
+                                          "window_size": 2}),
+    ],
+)  # fmt: skip
+def test_batch_norms_stand_before_mlps_and_nowhere_else(name: str, arguments: dict) -> None:
+    plain, changed = (
+        build_encoder(name, 32, mlp_batch_norm=told, **arguments) for told in (False, True)
+    )
+    kinds = [{n: type(m) for n, m in encoder.named_modules()} for encoder in (plain, changed)]
+    assert kinds[0].keys() == kinds[1].keys()
+    differ = {n for n, kind in kinds[0].items() if kinds[1][n] is not kind}
+    assert differ == {n for n in kinds[0] if n.endswith("norm2")}
+    assert len(differ) == 2
+    assert all(kinds[1][n] is TokenBatchNorm for n in differ)
+    sizes = [sum(p.numel() for p in encoder.parameters()) for encoder in (plain, changed)]
+    assert sizes[0] == sizes[1]
+    assert torch.isfinite(changed(torch.randn(2, 3, 32, 32))).all()
+
+
+def test_what_has_no_mlps_is_refused() -> None:
+    with pytest.raises(ValueError, match="resnet18 has no layer norms before MLPs"):
+        build_encoder("resnet18", 32, mlp_batch_norm=True)
 
 
 def a_net() -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from erg.encoders import build_encoder, load_encoder, save_encoder
+from erg.encoders import build_encoder, load_encoder, parameter_count, save_encoder
 from erg.parts.resnet import Bottleneck, ResNet, SelectiveKernel
 
 
@@ -74,6 +74,31 @@ def test_widths_multiply_and_sides_shrink(selective: bool) -> None:
 def test_unknown_depths_are_refused() -> None:
     with pytest.raises(ValueError, match="got 51"):
         ResNet(51, 1, selective=False)
+
+
+def test_a_small_stem_is_one_convolution_that_keeps_every_pixel() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18", 16, small_stem=True).eval()
+    network = encoder.get_submodule("network")
+    assert parameter_count(encoder) == 11_168_832  # torchvision's with the same stem
+    weight = network.conv1.weight
+    assert weight.shape == (64, 3, 3, 3)
+    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
+    data = torch.randn(2, 3, 16, 16)
+    x = F.relu(network.bn1(F.conv2d(data, weight, padding=1)))
+    assert x.shape == (2, 64, 16, 16)
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        x = stage(x)
+    vector, cells = encoder.with_tokens(data)
+    assert torch.equal(cells, x.flatten(2).transpose(1, 2))
+    assert cells.shape == (2, 4, 512)
+    assert torch.allclose(vector, cells.mean(dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "vit_tiny_patch16_224", "test_efficientnet"])
+def test_other_stems_are_not_made_small(name: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=f"{name} does not start with one"):
+        build_encoder(name, 32, small_stem=True)
 
 
 def test_as_an_encoder_it_is_written_and_read(tmp_path) -> None:

@@ -40,6 +40,13 @@ def test_the_chosen_encoders_can_be_built_and_suit_their_method() -> None:
             assert built.encoder.exportable == (method in ("MAE", "IJEPA", "IBOT"))
 
 
+@pytest.mark.parametrize(("small", "side"), [(True, 32), (False, 64)])
+def test_images_are_enlarged_for_a_stem_that_shrinks_them(small: bool, side: int) -> None:
+    args = {"small_stem": small}
+    run, _ = default(Seen(500, 32, False), encoder="resnet18", encoder_args=args)
+    assert run.image_size == side
+
+
 def test_vectors_get_k_means_on_the_vectors_themselves() -> None:
     run, _ = default(Seen(500, 1, False, vectors=7))
     assert (run.method, run.encoder, run.image_size) == ("KMeans", "identity", 7)

@@ -1,6 +1,7 @@
 """The leaderboard: rows that say what was published, encoders of the published size."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ PUBLISHED = {  # millions, as many digits as are published
     "R50": 24, "R50x2": 94, "R50x4": 375, "R101": 43, "R152": 58, "R200x2": 250,
     "R152x3-SK": 795, "RG-256GF": 1300, "ViT-7B/16": 6716, "ViT-S/16": 21, "ViT-B/8": 85,
     "ViT-L/16": 304, "ViT-H/14": 632, "XCiT-S12/16": 26, "XCiT-M24/8": 84, "Swin-S/7": 49,
-    "Swin-B/7": 87,
+    "Swin-B/7": 87, "ViT-BN-H/14": 632, "ViT-BN-L/7": 304,
 }  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def one_of_each_method() -> list[Row]:
 
 
 def test_every_row_is_a_run_with_arguments_its_method_has() -> None:
-    assert len({(row.method, row.backbone) for row in ROWS}) == len(ROWS) == 75
+    assert len({(row.method, row.backbone) for row in ROWS}) == len(ROWS) == 77
     for row in ROWS:
         run = row.run()
         assert 0 <= row.neighbours <= row.linear < 90, row
@@ -53,6 +54,21 @@ def test_steps_are_the_epochs_published(
     (row,) = (row for row in ROWS if (row.method, row.backbone) == (method, backbone))
     assert row.run().batch == batch
     assert row.run().steps == round(steps)
+
+
+def test_seer_is_trained_as_published() -> None:
+    """Reference, section 21: LARC, recomputed blocks, and the larger one in shares."""
+    for backbone, strategy in (("RG-256GF", "ddp"), ("RG-10B", "fsdp")):
+        (row,) = (row for row in ROWS if (row.method, row.backbone) == ("SEER", backbone))
+        run = row.run()
+        assert (run.optimiser.name, run.recompute, run.strategy) == ("larc", True, strategy)
+        method = on_meta(replace(run, encoder="regnety_002"))
+        widths = [layer.out_features for layer in method.get_submodule("projector") if isinstance(
+            layer, torch.nn.Linear)]  # fmt: skip
+        assert widths == [8192, 8192, 256]
+        assert len(method.get_submodule("projector")) == 5  # without norms
+    for method in ("SwAV", "DeepCluster-v2"):
+        assert {row.run().optimiser.name for row in ROWS if row.method == method} == {"larc"}
 
 
 @pytest.mark.parametrize("backbone", PUBLISHED)

@@ -1,12 +1,14 @@
-"""What runs take: operations and bytes counted by hand, shared by devices."""
+"""What runs take: operations and bytes counted by hand."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from erg.encoders import build_encoder, parameter_count
-from erg.recipes.needs import Needs, estimate, needs, on_meta, one_pass
+from erg.recipes.needs import needs, on_meta, one_pass
 from erg.train.run import Optimiser, Run
 
 
@@ -20,8 +22,9 @@ def test_a_pass_is_counted_as_by_hand(whole: bool, blocks: tuple[int, ...]) -> N
     # Kept: the image; of each layer what the convolution made, and what relu left of it.
     values = 3 * 256 + 2 * cells * 4 + len(blocks) * 2 * cells * 4
     found = one_pass(encoder, 16)
-    assert found[0] == operations
-    assert found[1] == pytest.approx(2 * values, rel=0.02)  # batch norms keep a few numbers more
+    assert found.forward == operations
+    assert found.backward == 2 * operations
+    assert found.kept == pytest.approx(2 * values, rel=0.02)  # batch norms keep a few numbers more
 
 
 def test_operations_and_bytes_of_a_run_add_up() -> None:
@@ -29,7 +32,7 @@ def test_operations_and_bytes_of_a_run_add_up() -> None:
         method="BYOL", method_args={"hidden": 8, "dim": 4}, encoder="conv",
         encoder_args={"width": 4, "stages": 1}, image_size=16, batch=8, steps=10,
     )  # fmt: skip
-    once, kept = one_pass(on_meta(run).encoder, 16)
+    once, _, kept = one_pass(on_meta(run).encoder, 16)
     found = needs(run)
     assert found.operations == 2 * 3 * once + 2 * once  # student and teacher, two crops
     assert found.activations == 2 * kept
@@ -45,24 +48,59 @@ def test_resnet_50_takes_the_operations_everybody_counts() -> None:
     """4.1 billion multiplications and additions of 224 x 224 pixels (He et al. 2016)."""
     with torch.device("meta"):
         encoder = build_encoder("resnet50", 224)
-    assert one_pass(encoder, 224)[0] == pytest.approx(2 * 4.1e9, rel=0.01)
+    assert one_pass(encoder, 224).forward == pytest.approx(2 * 4.1e9, rel=0.01)
 
 
-def test_devices_share_memory_and_time() -> None:
-    run = Run(method="SimCLR", encoder="conv", image_size=32, batch=512, steps=1000)
-    of = Needs(encoder=0, state=2**30, activations=2**22, operations=10**9)
-    alone = estimate(run, of, 1, 1e12)
-    assert alone.memory == pytest.approx(1 + 2)
-    assert alone.hours == alone.device_hours == pytest.approx(512 * 1000 * 1e9 / 1e12 / 3600)
-    for devices in (2, 8, 64, 512):
-        many = estimate(run, of, devices, 1e12)
-        assert many.memory == pytest.approx(1 + 2 / devices)
-        assert many.device_hours == pytest.approx(alone.device_hours)
-        assert many.hours == pytest.approx(alone.hours / devices)
-    uneven = estimate(run, of, 100, 1e12)  # 6 images on the fullest, 5.12 on average
-    assert uneven.hours == pytest.approx(alone.hours * 6 / 512)
-    parts = estimate(replace(run, accumulate=4), of, 2, 1e12)
-    assert parts.memory == pytest.approx(1 + 2 / 8)
-    assert parts.device_hours == pytest.approx(alone.device_hours)
-    with pytest.raises(ValueError, match="600 devices cannot share a micro-batch of 512"):
-        estimate(run, of, 600, 1e12)
+BLOCKS: dict[str, Any] = {"layers": (1, 2, 1, 1), "channels": (32, 32, 32, 32), "small_stem": True}
+
+
+def test_blocks_that_are_computed_again_keep_their_inputs_and_one_inside() -> None:
+    """Beside what an encoder that does so keeps, counted by torch: its largest block."""
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18", 16, **BLOCKS).train()
+    with torch.device("meta"):
+        counted = build_encoder("resnet18", 16, **BLOCKS)
+    weights = {p.untyped_storage()._cdata for p in encoder.parameters()}
+
+    def bytes_kept(module: nn.Module, data: torch.Tensor) -> int:
+        found: dict[int, torch.Tensor] = {}
+
+        def keep(t: torch.Tensor) -> torch.Tensor:
+            if t.untyped_storage()._cdata not in weights:
+                found[t.untyped_storage()._cdata] = t
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            held = module(data)
+        assert held.requires_grad
+        return sum(
+            t.untyped_storage().nbytes() // t.element_size() * min(2, t.element_size())
+            for t in found.values()
+        )
+
+    plain, frugal = one_pass(counted, 16), one_pass(counted, 16, recompute=True)
+    data = torch.randn(2, 3, 16, 16)
+    assert plain.kept == bytes_kept(encoder, data) // 2
+    first = encoder.units()[0]
+    x = torch.randn(2, 64, 16, 16, requires_grad=True)
+    largest = bytes_kept(first, x) - 2 * x.numel()  # without its input
+    encoder.recompute()
+    # What running averages take is kept once more by a block that is computed again.
+    assert frugal.kept == pytest.approx((bytes_kept(encoder, data) + largest) / 2, rel=0.01)
+    assert frugal.kept < plain.kept
+    assert frugal.forward == plain.forward
+    stem = 2 * 16 * 16 * 9 * 3 * 64
+    assert frugal.backward == 2 * plain.forward + plain.forward - stem
+
+
+def test_a_run_that_computes_again_takes_more_operations_and_less_memory() -> None:
+    run = Run(
+        method="BYOL", method_args={"hidden": 8, "dim": 4}, encoder="resnet18",
+        encoder_args=BLOCKS, image_size=16, batch=8, steps=10,
+    )  # fmt: skip
+    plain, frugal = needs(run), needs(replace(run, recompute=True))
+    assert frugal.activations < plain.activations
+    assert plain.operations < frugal.operations < 4 / 3 * plain.operations
+    assert frugal.state == plain.state
+    largest = 9 * 32 * (64 + 32) + 64 * 32 + 6 * 32  # two convolutions, a shortcut, three norms
+    assert plain.block == frugal.block == 8 * largest

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def trained(seed: int = 0, name: str = "adamw") -> tuple[nn.Module, torch.optim.
     return module, optimiser
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "larc"])
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     module, optimiser = trained(0, name)
     save_checkpoint(tmp_path, 7, module, optimiser)
@@ -100,8 +101,8 @@ def test_only_the_newest_two_are_kept_and_no_strays(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_last_one_intact(tmp_path: Path, monkeypatch) -> None:
     module, optimiser = trained()
     save_checkpoint(tmp_path, 1, module, optimiser)
-    usage = checkpoint.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(NoSpace, match="Make room"):
         save_checkpoint(tmp_path, 2, module, optimiser)
     restored = load_checkpoint(tmp_path, module, optimiser)

@@ -73,6 +73,20 @@ def test_a_lock_left_behind_is_none(tmp_path: Path, left: str) -> None:
     folder.unlock()
 
 
+def test_a_lock_that_cannot_be_written_is_let_go(tmp_path: Path, monkeypatch) -> None:
+    def full() -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "gethostname", full)
+        with pytest.raises(Unwritable, match="disk is full") as failed:
+            RunFolder(tmp_path).lock()
+    assert failed.tb is not None, "what still holds the file, if it is open"
+    again = RunFolder(tmp_path)
+    again.lock()
+    again.unlock()
+
+
 def test_what_a_lock_says_is_shown_only_if_it_is_ours(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as file:
         file.write("1 on \x1b[2Jhost\n")
@@ -108,6 +122,23 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", unknown)
     RunFolder(tmp_path).lock()
     RunFolder(tmp_path).lock()
+
+
+def test_the_next_start_removes_what_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for name in ("step_000000001", "step_000000002", "step_000000003.safetensors"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "shard_00001.safetensors").touch()
+    for name in ("step_000000002.json", "step_000000004.sha256", "step_000000005.sha256",
+                 "step_000000005.safetensors"):  # fmt: skip
+        (folder / name).touch()
+    run = RunFolder(tmp_path)
+    run.lock()
+    run.unlock()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_000000002", "step_000000002.json", "step_000000003.safetensors",
+        "step_000000005.safetensors", "step_000000005.sha256",
+    ]  # fmt: skip
 
 
 def test_the_next_start_removes_what_a_killed_one_left(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from tests.test_every_method import SMALL
 VIT = ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2})
 ENCODERS = {
     "BERT": ("sequence", {"vocabulary": 16, "width": 16, "depth": 1, "heads": 2}),
+    "DelayedTransformer": ("sequence", {"vocabulary": 16, "width": 16, "depth": 1, "heads": 4}),
+    "ConvolutionalSparseCoding": ("pixels", {"side": 6}),
     "MAE": VIT,
     "IJEPA": VIT,
     "Data2Vec": VIT,
@@ -41,7 +43,7 @@ ENCODERS = {
 
 def data(n: int = 40, held: int = 8, method: str = "SimCLR") -> Data:
     random = np.random.default_rng(0)
-    if method == "BERT":
+    if method in ("BERT", "DelayedTransformer"):
         rows = np.arange(n)
         return Data(random.integers(0, 16, (n, 32)), rows[:-held], rows[-held:], rows % 3)
     coarse = random.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
@@ -90,6 +92,24 @@ def test_stopped_and_resumed_equals_never_stopped(method: str, tmp_path: Path) -
     resumed = trained(run, tmp_path / "stopped", resume=True, threads=2)
     assert state_hash(resumed.method) == state_hash(through.method)
     events = [(tmp_path / name / "events.jsonl").read_text() for name in ("through", "stopped")]
+    assert events[0] == events[1]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_computing_again_changes_no_bit_and_resumes_exactly(name: str, tmp_path: Path) -> None:
+    arguments = {
+        "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "small_stem": True},
+        "vit_tiny_patch16_224": {**VIT[1], "depth": 2, "drop_path_rate": 0.3},
+    }[name]
+    run = a_run("BYOL", encoder=name, encoder_args=arguments, accumulate=2)
+    run = replace(run, optimiser=Optimiser(name="larc", lr=1.0))
+    plain = trained(run, tmp_path / "plain")
+    frugal = replace(run, recompute=True)
+    with pytest.raises(Stopped):
+        trained(frugal, tmp_path / "frugal", show=StopAt(4, signal.SIGTERM))
+    resumed = trained(frugal, tmp_path / "frugal", resume=True)
+    assert state_hash(resumed.method) == state_hash(plain.method)
+    events = [(tmp_path / name / "events.jsonl").read_text() for name in ("plain", "frugal")]
     assert events[0] == events[1]
 
 

@@ -1,10 +1,12 @@
 """Optimisers against their formulas."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from erg.train.optim import LARS, build_optimiser, groups
+from erg.train.optim import LARC, LARS, build_optimiser, groups
 from erg.train.run import Optimiser
 
 
@@ -16,6 +18,46 @@ def test_lars_first_step_golden() -> None:
     LARS([p], lr=1.0, momentum=0.9, weight_decay=0.1).step()
     moved = (before - p.detach())[0].tolist()
     assert moved == pytest.approx([0.00491935, -0.00089443], abs=5e-9)
+
+
+def test_larc_first_step_golden() -> None:
+    """Reference, section 0.2: the same parameter, gradient and decay."""
+    p = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+    p.grad = torch.tensor([[0.8, -0.6]], dtype=torch.float64)
+    before = p.detach().clone()
+    LARC([p], lr=1.0, momentum=0.9, weight_decay=0.1).step()
+    moved = (before - p.detach())[0].tolist()
+    assert moved == pytest.approx([0.00366667, -0.00066667], abs=5e-9)
+
+
+def test_larc_leaves_nothing_out_by_loops() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2).double()
+    optimiser = build_optimiser(Optimiser(name="larc", lr=0.5, weight_decay=0.01), layer)
+    assert isinstance(optimiser, LARC)
+    expected = [p.detach().flatten().tolist() for p in layer.parameters()]
+    velocity = [[0.0] * len(values) for values in expected]
+    for step in range(4):
+        torch.manual_seed(step)
+        for p, values, v in zip(layer.parameters(), expected, velocity, strict=True):
+            p.grad = torch.randn_like(p)
+            gradient = p.grad.flatten().tolist()
+            size, norm = math.hypot(*values), math.hypot(*gradient)
+            trust = 0.001 * size / (norm + 0.01 * size + 1e-8)
+            for i, g in enumerate(gradient):
+                v[i] = 0.9 * v[i] + trust * (g + 0.01 * values[i])
+                values[i] -= 0.5 * v[i]
+        optimiser.step()
+    for p, values in zip(layer.parameters(), expected, strict=True):
+        assert p.detach().flatten().tolist() == pytest.approx(values, rel=1e-12)
+
+
+def test_larc_takes_a_plain_step_without_decay_where_a_norm_is_zero() -> None:
+    p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))
+    p.grad, q.grad = torch.ones(2), torch.zeros(2)
+    LARC([p, q], lr=0.1, weight_decay=0.1).step()
+    torch.testing.assert_close(p.detach(), torch.full((2,), -0.1))
+    assert torch.equal(q, torch.ones(2))
 
 
 def test_lars_momentum_and_exclusion_by_loops() -> None:
@@ -60,11 +102,11 @@ def test_nothing_to_train_is_no_optimiser() -> None:
     assert build_optimiser(Optimiser(), nn.Linear(2, 2).requires_grad_(False)) is None
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "larc"])
 def test_every_optimiser_lowers_a_quadratic(name: str) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 1)
-    lr = {"adamw": 0.05, "sgd": 0.05, "lars": 0.1}[name]
+    lr = {"adamw": 0.05, "sgd": 0.05, "lars": 0.1, "larc": 1.0}[name]
     optimiser = build_optimiser(Optimiser(name=name, lr=lr, weight_decay=0.0), layer)
     assert optimiser is not None
     x, y = torch.randn(64, 4), torch.randn(64, 1)
@@ -79,5 +121,5 @@ def test_every_optimiser_lowers_a_quadratic(name: str) -> None:
 
 
 def test_unknown_optimiser() -> None:
-    with pytest.raises(ValueError, match="adamw, sgd or lars"):
+    with pytest.raises(ValueError, match="adamw, sgd, lars or larc"):
         Optimiser(name="adam")  # type: ignore[arg-type]

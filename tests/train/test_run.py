@@ -91,11 +91,22 @@ def test_arguments_are_checked_with_a_suggestion() -> None:
         ({"batch": 0}, "batch should be at least 1"),
         ({"batch": 10, "accumulate": 3}, "cannot be split"),
         ({"steps": -1}, "steps should be at least 1"),
+        ({"compile": True, "recompute": True}, "compile and recompute do not go together"),
     ],
 )
 def test_impossible_runs_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Run(method="SimCLR", encoder="conv", image_size=32, **change)
+
+
+def test_blocks_are_computed_again_where_a_run_says_so() -> None:
+    run = Run(method="SimCLR", encoder="resnet18", image_size=32)
+    plain, frugal = (replace(run, recompute=told).build().encoder for told in (False, True))
+    block = type(plain.units()[0])
+    assert all(type(each) is block for each in plain.units())
+    assert all(type(each) is not block and isinstance(each, block) for each in frugal.units())
+    with pytest.raises(ValueError, match="conv has no blocks to compute again"):
+        Run(method="SimCLR", encoder="conv", image_size=32, recompute=True).build()
 
 
 def test_learning_rate_warms_up_and_comes_down() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from erg.train.health import Health
 from erg.train.loop import Loop, leave_group, train
 from erg.train.preempt import Stopped
 from erg.train.run import Optimiser, Run
-from erg.train.sharding import blocks, check_shardable
+from erg.train.sharding import check_shardable
 from tests.train.test_loop import VIT, StopAt, a_run, data
+from tests.train.test_shards import merged
 
 STEPS = 4
 TINY = {**VIT[1], "depth": 2}
@@ -33,6 +35,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "mae": ("MAE", VIT[0], TINY, {}),
     "regnet": (
         "SimCLR", "regnetx_002", {}, {"optimiser": Optimiser(name="lars", lr=0.1, clip=1.0)}
+    ),
+    "seer": (
+        "SwAV", "regnetx_002", {}, {"optimiser": Optimiser(name="larc", lr=0.1), "recompute": True}
     ),
 }  # fmt: skip
 
@@ -62,6 +67,7 @@ def sitting(run: Run, folder: Path, until: int | None) -> Loop:
 def child(out: Path) -> None:
     """What each of two processes does: every run in two sittings, and what it held of it."""
     torch.set_num_threads(1)
+    sitting(shared("dino", "fsdp"), out / "through", None)
     for case in CASES:
         sitting(shared(case, "fsdp"), out / case, 2)
         loop = sitting(shared(case, "fsdp"), out / case, None)
@@ -93,7 +99,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def end(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / f"step_{STEPS:09d}.safetensors")
+    last = folder / "checkpoints" / f"step_{STEPS:09d}"
+    return merged(last) if last.is_dir() else load_file(last.with_suffix(".safetensors"))
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -124,13 +131,22 @@ def test_a_process_holds_about_half(case: str, together: Path) -> None:
         assert both[0]["taught"] > 0.4 * both[0]["held"]
 
 
+def test_two_sittings_end_as_one_bit_for_bit(together: Path) -> None:
+    last = Path("checkpoints") / f"step_{STEPS:09d}"
+    for rank in (1, 2):
+        shard = last / f"shard_{rank:05d}.safetensors"
+        assert (together / "through" / shard).read_bytes() == (
+            together / "dino" / shard
+        ).read_bytes()
+    assert events(together / "through") == events(together / "dino")
+
+
 def test_one_process_goes_on_from_shares(together: Path, tmp_path: Path) -> None:
     """From step 2 in shares to the end in one process, which holds all."""
     name = "step_000000002"
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    for ending in ("safetensors", "sha256"):
-        file = Path("checkpoints") / f"{name}.{ending}"
-        (tmp_path / "run" / file).write_bytes((together / "dino" / file).read_bytes())
+    saved, here = together / "dino" / "checkpoints", tmp_path / "run" / "checkpoints"
+    shutil.copytree(saved / name, here / name)
+    shutil.copy(saved / f"{name}.json", here)
     sitting(shared("dino", "fsdp"), tmp_path / "run", None)
     found, wanted = end(tmp_path / "run"), end(together / "dino")
     for key, value in wanted.items():
@@ -139,9 +155,9 @@ def test_one_process_goes_on_from_shares(together: Path, tmp_path: Path) -> None
 
 def test_units_are_the_blocks() -> None:
     vit = build_encoder(VIT[0], 32, **TINY)
-    assert [type(block).__name__ for block in blocks(vit)] == ["Block", "Block"]
+    assert [type(block).__name__ for block in vit.units()] == ["Block", "Block"]
     regnet = build_encoder("regnetx_002", 32)
-    assert len(blocks(regnet)) == 1 + 1 + 4 + 7  # Radosavovic et al. 2020, REGNETX-200MF
+    assert len(regnet.units()) == 1 + 1 + 4 + 7  # Radosavovic et al. 2020, REGNETX-200MF
 
 
 @pytest.mark.parametrize(
@@ -177,7 +193,7 @@ def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
     assert json.loads((out / "run.json").read_text())["strategy"] == "fsdp"
     weights = load_file(out / "encoder" / "model.safetensors")
     start = load_file(out / "encoder_start" / "model.safetensors")
-    saved = load_file(out / "checkpoints" / "step_000000002.safetensors")
+    saved = merged(out / "checkpoints" / "step_000000002")
     assert any(not torch.equal(weights[key], start[key]) for key in weights)
     for key, value in weights.items():
         assert torch.equal(value, saved[f"method.encoder.network.{key}"])

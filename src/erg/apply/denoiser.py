@@ -15,8 +15,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from erg.apply.restorer import Restorer, within
-from erg.encoders import Residual
 from erg.energy import at_least_float32
+from erg.parts.conv import Residual
 
 CHUNK = 4096  # frames of a long sound that are looked at together
 

@@ -18,7 +18,7 @@ from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash
 from erg.train.features import features, whole_images
 from erg.train.fit import Fitted, InMemory, open_items
-from erg.views.types import View, Views
+from erg.views.types import Views
 
 Tell = Callable[[str], None]
 Count = Callable[[int, int], None]
@@ -214,29 +214,23 @@ def _as_they_come(
     take turns, each with all cores.
     """
 
-    def read() -> Generator[tuple[list[int], list[np.ndarray]], None, None]:
-        numbers: list[int] = []
+    def read() -> Generator[list[np.ndarray], None, None]:
         held: list[np.ndarray] = []
         looked = look_at(source, short_side=max(64, 2 * encoder.image_size), items=items)
-        for i, (row, item) in zip(items, looked, strict=True):
+        for row, item in looked:
             rows.append(row)
             if item is None:
                 continue
-            numbers.append(i)
             held.append(item)
             if len(held) == batch:
-                yield numbers, held
-                numbers, held = [], []
+                yield held
+                held = []
         if held:
-            yield numbers, held
+            yield held
 
-    for numbers, held in ahead(read(), 0 if device.type == "cpu" else 2):
-        index = np.array(numbers, dtype=np.int64)
-        if source.kind == "array":
-            view = View(torch.from_numpy(np.stack(held).astype(np.float32)))
-            yield Views((view,), torch.from_numpy(index), pairing="alone")
-        else:
-            yield from whole_images(
-                InMemory(held), np.arange(len(held)), image_size=encoder.image_size,
-                mean=encoder.mean, std=encoder.std, batch=batch, threads=default_threads(),
-            )  # fmt: skip
+    for held in ahead(read(), 0 if device.type == "cpu" else 2):
+        yield from whole_images(
+            np.stack(held) if source.kind == "array" else InMemory(held),
+            np.arange(len(held)), image_size=encoder.image_size,
+            mean=encoder.mean, std=encoder.std, batch=batch, threads=default_threads(),
+        )  # fmt: skip

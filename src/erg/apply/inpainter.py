@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from erg.apply.restorer import Restorer, within
-from erg.encoders import Residual
 from erg.energy import at_least_float32
+from erg.parts.conv import Residual
 
 TILE, MARGIN = 256, 96
 """Side of the pieces of a large image, and how far the network looks beyond them [pixels]."""

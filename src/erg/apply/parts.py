@@ -110,7 +110,10 @@ class Parts:
 
                     self._make(mine, count)
                 if distributed.agree(watch.code != 0, device):
-                    raise Stopped(watch.code or 75, None)
+                    raise Stopped(
+                        watch.code or 75, None,
+                        "with the vectors so far kept. The same command goes on with them.",
+                    )  # fmt: skip
                 if progress is not None:
                     done = min(len(self.source), (first + world) * SHARD)
                     progress(done, len(self.source))

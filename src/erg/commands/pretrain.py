@@ -58,12 +58,14 @@ class Options:
         steps: optimiser steps, instead of epochs.
         minutes: measure, and do as many steps as fit [minutes].
         lr: peak learning rate.
-        optimiser: adamw, sgd or lars.
+        optimiser: adamw, sgd, lars or larc.
         weight_decay: per step and unit learning rate.
         clip: largest norm of the gradients; 0 for no clipping.
         label: where labels are found, for watching only: a parquet column, or `folder`.
         precision: auto takes bf16 where the processor has it.
         compile: compile the encoder with torch.compile: slower to start, faster on GPUs.
+        recompute: compute the encoder's blocks again for the backward pass instead of keeping what
+            is inside of them: less memory, a third more time.
         seed: of everything random.
         device: cpu, cuda or mps; chosen if not given.
         devices: processes on this machine.
@@ -89,12 +91,13 @@ class Options:
     steps: int | None = None
     minutes: float | None = None
     lr: float | None = None
-    optimiser: Literal["adamw", "sgd", "lars"] | None = None
+    optimiser: Literal["adamw", "sgd", "lars", "larc"] | None = None
     weight_decay: float | None = None
     clip: float = 0.0
     label: str | None = None
     precision: Literal["auto", "32", "bf16", "64"] = "auto"
     compile: bool = False
+    recompute: bool = False
     seed: int = 0
     device: str | None = None
     devices: int = 1
@@ -181,6 +184,7 @@ def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
         seed=options.seed,
         precision=options.precision,
         compile=options.compile,
+        recompute=options.recompute,
         accumulate=options.accumulate,
     )
     changes: dict[str, Any] = {"clip": options.clip}

@@ -2,15 +2,20 @@
 
 Nothing is ever extracted, so a member called `../../etc/passwd` is a name and nothing more. The
 index is built once, when the archive is opened, and takes about 50 bytes and its name a member.
+
+As webdataset writes them, files of one sample have one name and different endings: 000017.jpg,
+000017.cls, 000017.json. The last two may hold its label.
 """
 
+import json
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +27,20 @@ from erg.data.source import (
     Item,
     Source,
     Spec,
-    check_folder_label,
     folder_label,
+    is_hidden,
     is_image_name,
     printable,
 )
 
 ARCHIVES = (".zip", ".tar")
 """Endings of archives that are opened."""
+
+_BESIDE = (".cls", ".json")
+"""Endings of files that hold the label of the image beside them."""
+
+_LABEL_BYTES = 1 << 20
+"""Longest of them that is read [bytes]."""
 
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".parquet")
 
@@ -101,23 +112,38 @@ class Archives(Source):
     Args:
         places: of the archives, in order.
         spec: what `open_source` opens again.
-        label: `folder` for the folder a member lies in; None for no labels.
+        label: `folder` for the folder a member lies in, `cls` for what the .cls file beside an
+            image says, another name for that field of the .json file beside it; None for no labels.
 
     Raises:
-        DataError: one is no archive that can be read, or they hold no image.
+        DataError: one is no archive that can be read, or they hold no image, or not such labels.
     """
 
     def __init__(self, places: Sequence[Place], spec: Spec, label: str | None) -> None:
         self.places, self.spec = places, spec
         what = printable(places[0].name) if len(places) == 1 else f"{len(places)} archives"
-        self.what, self.labelled = what, check_folder_label(label, what)
-        self.index = Index()
+        self.what, self.asked = what, label
+        self.index, self.beside = Index(), Index()
         for place in places:
-            self.index.append(_members(place))
+            members = _members(place, _wanted if label in (None, "folder") else _wanted_beside)
+            images = [member for member in members if _wanted(member.name)]
+            self.index.append(images)
+            if label not in (None, "folder"):
+                self.beside.append(_beside(images, members, label))
         if not len(self.index):
             raise DataError(
                 f"{what} holds no image file. Give an archive of images; their endings decide."
             )
+        if len(self.beside) and all(self.label(i) is None for i in self._some_labelled()):
+            raise DataError(
+                f"{what} has no labels called {label!r}. Use 'folder' for folder names, 'cls' for "
+                "the .cls files beside the images, or a field of the .json files beside them."
+            )
+
+    def _some_labelled(self) -> Iterator[int]:
+        """Some images with a file beside them."""
+        found = (i for i in range(len(self)) if not self.beside[i].refused)
+        return islice(found, 64)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -129,7 +155,11 @@ class Archives(Source):
         return f"{printable(self.places[self.index.archive_of(i)].name)}/{name}"
 
     def item(self, i: int) -> Item:
-        member, place = self.index[i], self.places[self.index.archive_of(i)]
+        return self._content(self.index[i], i)
+
+    def _content(self, member: Member, i: int) -> bytes:
+        """The bytes of a member of the archive that holds image i."""
+        place = self.places[self.index.archive_of(i)]
         if member.refused:
             raise UnreadableImage(member.refused)
         most = max(member.size, member.packed)
@@ -151,7 +181,15 @@ class Archives(Source):
         return self.index[i].start
 
     def label(self, i: int) -> str | None:
-        return folder_label(self.index[i].name) if self.labelled else None
+        if self.asked == "folder":
+            return folder_label(self.index[i].name)
+        if self.asked is None or self.beside[i].size > _LABEL_BYTES:
+            return None
+        try:
+            told = self._content(self.beside[i], i).decode()
+            return _told(told, self.asked, self.beside[i].name)
+        except (OSError, ValueError, RecursionError):
+            return None  # of an unknown class, as an image without a label is
 
     def describe(self) -> str:
         return f"{len(self):,} images in {self.what}"
@@ -173,12 +211,42 @@ def _content_start(place: Place, member: Member) -> int:
     return member.start + 30 + sum(struct.unpack("<HH", header[26:30]))
 
 
-def _members(place: Place) -> list[Member]:
-    """Images of an archive in the order of their names: of a zip from its index, of a tar by
+def _told(text: str, label: str, name: str) -> str | None:
+    """The label that a file beside an image tells.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    if name.lower().endswith(".json"):
+        told = json.loads(text)
+        value = told.get(label) if isinstance(told, dict) else None
+        text = str(value) if isinstance(value, str | int | float) else ""
+    return printable(text.strip()) or None
+
+
+def _beside(images: Sequence[Member], members: Sequence[Member], label: str) -> list[Member]:
+    """The file with the label of each image, or one that is refused."""
+    ending = ".cls" if label == "cls" else ".json"
+    found = {m.name[: -len(ending)]: m for m in members if m.name.lower().endswith(ending)}
+    none = Member("", 0, 0, 0, refused="There is no label.")
+
+    def of(image: str) -> Member:
+        # 000017.left.png is of the sample 000017, unless it has a label of its own.
+        folder, slash, file = image.rpartition("/")
+        for stem in (file.rpartition(".")[0], file.partition(".")[0]):
+            if (member := found.get(folder + slash + stem)) is not None:
+                return member
+        return none
+
+    return [of(image.name) for image in images]
+
+
+def _members(place: Place, wanted: Callable[[str], bool]) -> list[Member]:
+    """Files of an archive in the order of their names: of a zip from its index, of a tar by
     walking its headers."""
     walk = _of_zip if _is_zip(place) else _of_tar
     try:
-        return sorted(walk(place), key=lambda member: member.name)
+        return sorted(walk(place, wanted), key=lambda member: member.name)
     except (
         zipfile.BadZipFile, tarfile.TarError, OSError, ValueError, EOFError, NotImplementedError
     ) as error:  # fmt: skip
@@ -188,10 +256,10 @@ def _members(place: Place) -> list[Member]:
         ) from error
 
 
-def _of_zip(place: Place) -> Iterator[Member]:
+def _of_zip(place: Place, wanted: Callable[[str], bool]) -> Iterator[Member]:
     with place.open() as stream, zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
-            if not _wanted(info.filename):
+            if not wanted(info.filename):
                 continue
             refused = _nested(info.filename)
             if info.flag_bits & 1:
@@ -209,12 +277,12 @@ def _of_zip(place: Place) -> Iterator[Member]:
             )  # fmt: skip
 
 
-def _of_tar(place: Place) -> Iterator[Member]:
+def _of_tar(place: Place, wanted: Callable[[str], bool]) -> Iterator[Member]:
     with place.open() as stream, tarfile.open(fileobj=Modest(stream), mode="r:") as opened:
         archive: Any = opened
         for info in opened:
             archive.members = []  # it would keep all of them
-            if not _wanted(info.name):
+            if not wanted(info.name):
                 continue
             refused = _nested(info.name)
             if not info.isreg():
@@ -227,6 +295,12 @@ def _of_tar(place: Place) -> Iterator[Member]:
 def _wanted(name: str) -> bool:
     """Images, and archives inside the archive, which are counted but not opened."""
     return not name.endswith("/") and (is_image_name(_inert(name)) or bool(_nested(name)))
+
+
+def _wanted_beside(name: str) -> bool:
+    """The same, and what may hold their labels."""
+    beside = name.lower().endswith(_BESIDE) and not is_hidden(_inert(name))
+    return beside or _wanted(name)
 
 
 def _inert(name: str) -> str:

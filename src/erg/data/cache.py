@@ -177,6 +177,49 @@ def open_images(
     return manifest, Stream(source, manifest, short_side=short_side, threads=threads)
 
 
+def open_vectors(
+    source: Source,
+    *,
+    max_skipped: float = 0.2,
+    manifest: Manifest | None = None,
+    progress: Progress | None = None,
+) -> tuple[Manifest, np.ndarray]:
+    """Look at every vector or sequence once, and keep all of them [n d].
+
+    Args:
+        source: of the vectors.
+        max_skipped: largest share of unreadable ones; zeros stand in their rows.
+        manifest: of the source, from an earlier run.
+        progress: called with the number of items done and of all items.
+
+    Raises:
+        DataError: too many items are unreadable, or items are not what the manifest says.
+    """
+    found: list[np.ndarray | None] = []
+    if manifest is None:
+        manifest = build_manifest(
+            source, max_skipped=max_skipped, sink=lambda _, item: found.append(item),
+            progress=progress,
+        )  # fmt: skip
+    else:
+        _check_length(source, manifest)
+        hashes, readable = manifest.hashes, set(manifest.ok.tolist())
+        found += [
+            _read_again(source, i, hashes[i], None) if i in readable else None
+            for i in range(len(source))
+        ]
+    blank = next((np.zeros_like(item) for item in found if item is not None), np.zeros(0))
+    return manifest, np.stack([blank if item is None else item for item in found])
+
+
+def _check_length(source: Source, manifest: Manifest) -> None:
+    if len(manifest) != len(source):
+        raise DataError(
+            f"{source.describe()}, but the manifest has {len(manifest):,} rows. Put the data back "
+            "as they were, or start a new run."
+        )
+
+
 def _open_again(
     source: Source,
     manifest: Manifest,
@@ -186,11 +229,7 @@ def _open_again(
     threads: int | None,
     progress: Progress | None,
 ) -> Cache | Stream:
-    if len(manifest) != len(source):
-        raise DataError(
-            f"{source.describe()}, but the manifest has {len(manifest):,} rows. Put the data back "
-            "as they were, or start a new run."
-        )
+    _check_length(source, manifest)
     if _total(manifest, short_side) > budget:
         return Stream(source, manifest, short_side=short_side, threads=threads)
     return build_cache(

@@ -65,10 +65,9 @@ class Local(Place):
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self.name, self.spec = path, name or path.name, str(path)
-        stream = open_regular(path)
-        # One handle for all threads: reading at a position moves no shared file pointer.
-        self._handle = os.dup(stream.fileno())
-        stream.close()
+        with open_regular(path) as stream:
+            # One handle for all threads: reading at a position moves no shared file pointer.
+            self._handle = os.dup(stream.fileno())
         self.size = os.fstat(self._handle).st_size
         self._lock = threading.Lock()
         weakref.finalize(self, os.close, self._handle)

@@ -104,8 +104,9 @@ def open_source(data: Any, *, label: str | None = None, follow_links: bool = Fal
             `synthetic` or `synthetic:N`, the embedded world (`./synthetic` is a folder of that
             name).
         label: where labels come from: the name of a parquet column; `folder` for the parent
-            folders of files; a factor of the embedded world, for example `shape`; any name for a
-            torchvision data set. None: no labels are read.
+            folders of files; in archives `cls` for the .cls file beside an image, or the name of a
+            field of the .json file beside it; a factor of the embedded world, for example `shape`;
+            any name for a torchvision data set. None: no labels are read.
         follow_links: follow symbolic links that lead out of the folder.
 
     Raises:
@@ -196,8 +197,12 @@ def _escaped(name: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a path inside a folder or archive is taken for an image, by its ending."""
-    hidden = name.startswith(".") or "/." in name or "__MACOSX" in name.split("/")
-    return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES
+    return not is_hidden(name) and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path inside a folder or archive is hidden, or one of macOS's companions."""
+    return name.startswith(".") or "/." in name or "__MACOSX" in name.split("/")
 
 
 def folder_label(name: str) -> str | None:
@@ -319,7 +324,8 @@ def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
     while waiting:
         prefix = waiting.pop()
         try:
-            entries = list(os.scandir(os.path.join(root, prefix)))
+            with os.scandir(os.path.join(root, prefix)) as inside:
+                entries = list(inside)
         except OSError:
             left_out["folders that cannot be opened"] += 1
             continue

@@ -1,16 +1,14 @@
 """C-BYOL (Lee et al. 2021)."""
 
-import math
-
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from erg import distributed, energy, noise
+from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
 from erg.parts.teacher import Teacher
+from erg.parts.von_mises_fisher import VonMisesFisher
 from erg.schedule import Cosine, Schedule
 from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
 from erg.views.types import View, Views
@@ -27,8 +25,7 @@ class CBYOL(Method):
 
     Departs from the paper: z's angle to mu is drawn through a table of its distribution, not by
     rejection, so that it is a function of the image and the step.
-    Checked against: golden numbers of log C and of the residual; moments of what is drawn; with c 0
-    and z = mu it is w times BYOL.
+    Checked against: golden numbers of the residual; with c 0 and z = mu it is w times BYOL.
 
     Args:
         concentration: k_e, of z around mu.
@@ -43,7 +40,6 @@ class CBYOL(Method):
     cell = Cell(
         "joint-embedding", "regularised", by="predictor, EMA teacher, information bottleneck"
     )
-    angles: Tensor
 
     def __init__(
         self,
@@ -58,16 +54,14 @@ class CBYOL(Method):
         momentum: Schedule = Cosine(0.996, 1.0),
     ) -> None:
         super().__init__(encoder)
-        self.concentration, self.backward_concentration = concentration, backward
         self.weight, self.compression, self.momentum = weight, compression, momentum
         self.projector = mlp(encoder.dim, hidden, dim, last_bias=False)
         self.stochastic = mlp(dim, hidden, dim, last_bias=False)
         self.predictor = nn.Linear(dim, dim, bias=False)
         self.explainer = mlp(dim, hidden, dim)
         self.teacher = Teacher(nn.Sequential(encoder, self.projector))
-        angles, self.log_c = von_mises_fisher(dim, concentration)
-        self.register_buffer("angles", angles.float())
-        self.backward_log_c = von_mises_fisher(dim, backward)[1]
+        self.around = VonMisesFisher(dim, concentration)
+        self.explained = VonMisesFisher(dim, backward)
 
     def plan(self) -> Plan:
         if self.encoder.image_size < LARGE:
@@ -105,59 +99,14 @@ class CBYOL(Method):
         self, z: Float[Tensor, "b d"], mu: Float[Tensor, "b d"], taught: Float[Tensor, "b d"]
     ) -> Float[Tensor, " b"]:
         """log e(z | x) - log b(z | x')."""
-        explained = energy.normalise(self.explainer(taught))
-        forward = self.concentration * (mu * z).sum(dim=1) + self.log_c
-        backward = self.backward_concentration * (explained * z).sum(dim=1) + self.backward_log_c
-        return forward - backward
+        mean = energy.normalise(self.explainer(taught))
+        return self.around.log_density(z, mu) - self.explained.log_density(z, mean)
 
     def drawn(self, mu: Float[Tensor, "b d"], views: Views, what: str) -> Float[Tensor, "b d"]:
         """z ~ vMF(mu, k_e), with a gradient to mu; in evaluation mu itself."""
         if not self.training:
             return mu
-        n = noise.normal(views.index, mu.shape[1] + 1, purpose=what, step=views.step).to(mu)
-        across = n[:, 1:] - (n[:, 1:] * mu).sum(dim=1, keepdim=True) * mu
-        angle = self.angle(n[:, :1])
-        return angle.cos() * mu + angle.sin() * energy.normalise(across)
-
-    def angle(self, normal: Float[Tensor, "b 1"]) -> Float[Tensor, "b 1"]:
-        """Angles between z and mu from standard normal numbers: equal quantiles, interpolated."""
-        place = (normal + REACH) * (len(self.angles) - 1) / (2 * REACH)
-        place = place.clamp(0, len(self.angles) - 1.001)
-        left = place.long()
-        table = self.angles.to(normal)
-        return torch.lerp(table[left], table[left + 1], place - left)
+        return self.around.drawn(mu, views.index, purpose=what, step=views.step)
 
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.momentum(progress))
-
-
-REACH = 5.2
-"""Standard deviations that the table of angles covers: beyond lie 2 of 10 million numbers."""
-
-
-def von_mises_fisher(dim: int, concentration: float) -> tuple[Float[Tensor, " t"], float]:
-    """The angles at equally spaced normal quantiles, from -REACH to REACH, and log C_d(k).
-
-    The angle t between z and mu has the density exp(k cos t) sin(t)^(d-2), up to a constant, and
-    1 / C_d(k) is the integral of that times the area of the sphere with one dimension less. Both
-    come from one sum over t, in logarithms since exp(k) overflows.
-    """
-    # Many standard deviations on both sides of the mode, as far as they fit into [0, pi].
-    mode = math.atan2(math.sqrt(max(dim - 2, 0) / concentration), 1.0)
-    reach = 12 / math.sqrt(concentration) + 12 / math.sqrt(dim)
-    edges = max(0.0, mode - reach), min(math.pi, mode + reach)
-    t = torch.linspace(*edges, 200_001, dtype=torch.float64, device="cpu")
-    log_density = concentration * t.cos() + (dim - 2) * t.sin().clamp_min(1e-300).log()
-    top = log_density.max()
-    density = (log_density - top).exp()
-    cells = (density[1:] + density[:-1]) / 2 * (t[1] - t[0])
-    total = cells.sum()
-    log_area = math.log(2) + (dim - 1) / 2 * math.log(math.pi) - math.lgamma((dim - 1) / 2)
-    log_c = -(float(top + total.log()) + log_area)
-    below = torch.cat([cells.new_zeros(1), cells.cumsum(dim=0)]) / total
-    normal = torch.linspace(-REACH, REACH, 2081, dtype=torch.float64, device="cpu")
-    wanted = torch.special.ndtr(normal)
-    right = torch.searchsorted(below, wanted).clamp(1, len(t) - 1)
-    low, high = below[right - 1], below[right]
-    share = ((wanted - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
-    return torch.lerp(t[right - 1], t[right], share), log_c

@@ -20,7 +20,8 @@ class MoCoV3(Method):
     q from encoder, projector and predictor, k from a slow teacher of encoder and projector, j over
     the keys of the other view in the global batch; L = 2 T [l(x, y) + l(y, x)] (Chen et al. 2021,
     eq. 1 and algorithm 1). The patch embedding of a vision transformer stays as it was drawn, which
-    takes the instability out of training (section 4.2).
+    takes the instability out of training (section 4.2). Its ViT-BN is an encoder of timm with
+    `mlp_batch_norm`.
 
     Departs from the paper: positions and initial weights are the encoder's own; the teacher moves
     after a step instead of before the next, so its momentum is one step older.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
+from erg.parts.crops import blanked, hidden_pixels
 from erg.parts.decoder import from_patches
 from erg.views.plan import Augmentation, Masking, Plan
 from erg.views.types import View, Views
@@ -63,19 +64,11 @@ class SimMIM(Method):
 
     def hidden(self, view: View) -> Bool[Tensor, "b 1 h w"]:
         """Where pixels are hidden."""
-        if view.mask is None:
-            raise ValueError(
-                "SimMIM needs views with masks (got one without). Use SimMIM's own plan."
-            )
-        squares = view.mask.hidden.any(dim=1).reshape(len(view), 1, *view.mask.grid)
-        unit = self.unit
-        return squares.repeat_interleave(unit, dim=2).repeat_interleave(unit, dim=3)
+        return hidden_pixels(view.need_mask("SimMIM"), self.unit)
 
     def predict(self, x: View) -> Float[Tensor, "b c h w"]:
         """The whole image, from what is not hidden of x."""
-        side = self.encoder.image_size // self.unit
-        blank = self.blank.repeat(1, side, side).to(x.data.dtype)
-        tokens = self.encoder.tokens(torch.where(self.hidden(x), blank, x.data))  # [b n d]
+        tokens = self.encoder.tokens(blanked(x.data, x.need_mask("SimMIM"), self.blank))  # [b n d]
         rows = self.encoder.image_size // self.patch
         if tokens.shape[1] != rows**2:
             raise ValueError(

@@ -30,8 +30,10 @@ class SwAV(Method):
 
     Args:
         prototypes: rows of C.
-        hidden: width of the projector's hidden layer [features].
+        hidden: width of the projector's hidden layers [features].
         dim: width of z [features].
+        depth: linear layers of the projector (2 in SwAV, 3 in SEER).
+        norm: whether hidden layers are batch-normalised (not in SEER).
         temperature: T of the prediction.
         eps: entropy of the codes; smaller is sharper.
         iterations: of Sinkhorn-Knopp.
@@ -51,6 +53,8 @@ class SwAV(Method):
         prototypes: int = 512,
         hidden: int = 2048,
         dim: int = 128,
+        depth: int = 2,
+        norm: bool = True,
         temperature: float = 0.1,
         eps: float = 0.05,
         iterations: int = 3,
@@ -64,7 +68,7 @@ class SwAV(Method):
             encoder.need_sizes("SwAV")
         self.temperature, self.eps, self.iterations = temperature, eps, iterations
         self.queue_from, self.freeze, self.small_crops = queue_from, freeze, small_crops
-        self.projector = mlp(encoder.dim, hidden, dim)
+        self.projector = mlp(encoder.dim, *[hidden] * (depth - 1), dim, norm=norm)
         self.prototypes = nn.Linear(dim, prototypes, bias=False)
         self.queues = nn.ModuleList(Queue(queue, dim) for _ in range(2 if queue else 0))
         self.after_step(0.0)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Masking, Plan
@@ -70,6 +70,12 @@ def stacked(views: Sequence[View], who: str) -> tuple[Shaped[Tensor, "all *rest"
     return torch.cat([view.data for view in views]), Mask(hidden, masks[0].grid)
 
 
+def hidden_pixels(mask: Mask, unit: int) -> Bool[Tensor, "b 1 h w"]:
+    """Where pixels are hidden, patches being squares of `unit` pixels."""
+    patches = mask.hidden.any(dim=1).reshape(len(mask.hidden), 1, *mask.grid)
+    return patches.repeat_interleave(unit, dim=2).repeat_interleave(unit, dim=3)
+
+
 def blanked(
     data: Float[Tensor, "b c h w"], mask: Mask, blank: Float[Tensor, "c u u"]
 ) -> Float[Tensor, "b c h w"]:
@@ -80,7 +86,5 @@ def blanked(
         mask: of which it matters what is hidden.
         blank: the square, before any network.
     """
-    u, grid = blank.shape[-1], mask.grid
-    hidden = mask.hidden.any(dim=1).reshape(len(data), 1, *grid)
-    hidden = hidden.repeat_interleave(u, dim=2).repeat_interleave(u, dim=3)  # [b 1 h w]
-    return torch.where(hidden, blank.to(data.dtype).repeat(1, *grid), data)
+    everywhere = blank.to(data.dtype).repeat(1, *mask.grid)
+    return torch.where(hidden_pixels(mask, blank.shape[-1]), everywhere, data)

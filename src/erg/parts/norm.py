@@ -4,19 +4,23 @@ torch's SyncBatchNorm refuses to run on CPU; this one works with any back end an
 keys of torch's BatchNorm. With one process it *is* torch's BatchNorm.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erg import distributed
 from erg.energy import at_least_float32
+from erg.parts.recompute import again
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Normalise each feature (or channel) with the mean and variance of the global batch.
 
     Takes [b d], [b d n] or [b c h w]. Statistics are computed in at least float32; running averages
-    hold the unbiased variance, as torch's do.
+    hold the unbiased variance, as torch's do. They move once a batch, also where a block is
+    computed again for the backward pass.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -25,7 +29,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and distributed.active()):
-            return super().forward(input)
+            return self._again(input) if self.training and again() else super().forward(input)
         self._check_input_dim(input)
         x = at_least_float32(input)
         dims = [0, *range(2, x.ndim)]
@@ -44,8 +48,15 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             y = y + self.bias.to(x.dtype).view(shape)
         return y.to(input.dtype)
 
+    def _again(self, input: Tensor) -> Tensor:
+        """The same as before: running averages move in copies, which backward passes want too."""
+        mean, variance = self.running_mean, self.running_var
+        if mean is not None and variance is not None:
+            mean, variance = mean.clone(), variance.clone()
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
+
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        if not self.track_running_stats:
+        if not self.track_running_stats or again():
             return
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -65,6 +76,36 @@ class BatchNormAct(BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(input)))
+
+
+class TokenBatchNorm(BatchNorm):
+    """Batch normalisation of tokens [... d]: over all tokens of all items."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.flatten(0, -2)).view_as(input)
+
+
+def batch_norms_before_mlps(network: nn.Module, name: str) -> None:
+    """Put batch norms in the place of the layer norms before a transformer's MLPs, in place.
+
+    Those before attention stay (Chen et al. 2021, ViT-BN).
+
+    Args:
+        network: with blocks as timm's ViTs have, whose `norm2` stands before the MLP.
+        name: of its architecture.
+
+    Raises:
+        ValueError: it has no such blocks.
+    """
+    blocks = [m for m in network.modules() if isinstance(getattr(m, "norm2", None), nn.LayerNorm)]
+    if not blocks:
+        raise ValueError(
+            f"{name} has no layer norms before MLPs, which mlp_batch_norm changes. Use a ViT, for "
+            "example vit_small_patch16_224."
+        )
+    for block in blocks:
+        before: Any = block.norm2
+        block.norm2 = TokenBatchNorm(before.normalized_shape[0])
 
 
 def across_processes(module: nn.Module) -> nn.Module:

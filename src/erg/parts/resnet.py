@@ -10,10 +10,47 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from erg.parts.encoder import Encoder
+from erg.parts.norm import across_processes
+
 LAYERS = {
     26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3),
 }  # fmt: skip
 """Blocks of each stage by depth."""
+
+
+class WideResNet(Encoder):
+    """A ResNet with all widths multiplied, with selective kernels where wanted, as in SimCLRv2.
+
+    Args:
+        image_size: side of its input [pixels].
+        depth: 26, 50, 101, 152 or 200 layers.
+        width: factor of all widths.
+        selective: whether 3 x 3 convolutions have selective kernels.
+    """
+
+    name = "resnet"
+
+    def __init__(
+        self, image_size: int, *, depth: int = 50, width: int = 1, selective: bool = False
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.arguments = {"depth": depth, "width": width, "selective": selective}
+        network = ResNet(depth, width, selective)
+        self.network, self.dim = across_processes(network), network.channels
+
+    def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        return self.network(data).mean(dim=(2, 3))
+
+    def with_tokens(
+        self, data: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n e"]]:
+        cells = self.network(data)
+        return cells.mean(dim=(2, 3)), cells.flatten(2).transpose(1, 2)
+
+    def units(self) -> list[nn.Module]:
+        return [module for module in self.network.modules() if isinstance(module, Bottleneck)]
 
 
 class ResNet(nn.Module):
@@ -96,6 +133,30 @@ class SelectiveKernel(nn.Module):
         seen = streams.sum(dim=1).mean(dim=(2, 3), keepdim=True)
         share = self.choose(seen).unflatten(1, (2, -1)).softmax(dim=1)  # [b 2 c 1 1]
         return (streams * share).sum(dim=1)
+
+
+def small_stem(network: nn.Module, name: str) -> None:
+    """Make the stem of a ResNet of timm one for small images, in place.
+
+    A 3 x 3 convolution of stride 1 and no pooling, so that the first stage sees every pixel (Chen
+    et al. 2020, appendix B.9).
+
+    Args:
+        network: with a stem of one convolution, `conv1`, and a pooling, `maxpool`.
+        name: of its architecture.
+
+    Raises:
+        ValueError: it has another stem.
+    """
+    first, pool = (getattr(network, part, None) for part in ("conv1", "maxpool"))
+    if not isinstance(first, nn.Conv2d) or not isinstance(pool, nn.MaxPool2d):
+        raise ValueError(
+            f"{name} does not start with one convolution and a pooling, which small_stem changes. "
+            "Use a plain ResNet, for example resnet18."
+        )
+    smaller = nn.Conv2d(first.in_channels, first.out_channels, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(smaller.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1, network.maxpool = smaller, nn.Identity()
 
 
 def _conv(fan_in: int, fan_out: int, kernel: int, stride: int) -> list[nn.Module]:

@@ -16,6 +16,7 @@ SEEN = Seen(images=50_000, side=32, accelerator=False)
 HEADS: dict[str, dict[str, Any]] = {
     "BarlowTwins": {"hidden": 512, "dim": 512},
     "CBYOL": {"hidden": 512, "dim": 128, "momentum": Cosine(0.99, 1.0)},
+    "CSimCLR": {"hidden": 512, "dim": 128},
     "DINO": {"hidden": 512, "prototypes": 1024, "small_crops": 2, "momentum": Cosine(0.99, 1.0)},
     "DINOv2": {"hidden": 512, "prototypes": 1024, "small_crops": 2},
     "DeepCluster": {"hidden": 512, "clusters": 100, "small_crops": 0},

@@ -29,7 +29,7 @@ class Small:
 OF_PATCHES = ("MAE", "SimMIM")
 OF_MANY_PATCHES = ("DINOv2", "Data2Vec", "IBOT", "IJEPA", "MSN")
 """Which hide blocks of patches or make crops of two sizes."""
-OF_TOKENS = ("BERT",)
+OF_TOKENS = ("BERT", "DelayedTransformer")
 """Which take sequences and no images."""
 
 ON_A_CPU = {
@@ -131,7 +131,7 @@ def default(
         encoder_args = {**args, **(encoder_args or {})}
         why.append(reason)
     if image_size is None:
-        image_size, reason = _image_size(seen, encoder)
+        image_size, reason = _image_size(seen, encoder, encoder_args or {})
         why.append(reason)
     if batch is None:
         batch, reason = _batch(seen, kind, small)
@@ -204,14 +204,14 @@ def _encoder(
     return "conv", args, "encoder conv, 4 stages: fast on small images, see benchmarks."
 
 
-def _image_size(seen: Seen, encoder: str) -> tuple[int, str]:
+def _image_size(seen: Seen, encoder: str, args: dict[str, Any]) -> tuple[int, str]:
     if seen.vectors:
         what = "tokens a sequence" if seen.vocabulary else "features"
         return seen.vectors, f"{seen.vectors} {what}."
     if encoder == "pixels":
         return 32, "image size 32: pixels are averaged down further."
     if seen.side < 64:
-        size = 64 if encoder.startswith("resnet") else 32
+        size = 64 if encoder.startswith("resnet") and not args.get("small_stem") else 32
         return size, f"image size {size}: for images of {seen.side} pixels."
     if seen.accelerator:
         return 224, "image size 224: there is a GPU."

@@ -1,12 +1,13 @@
-"""What a run takes on any number of devices: counted without one, scaled by a measured speed."""
+"""What a run takes, counted without a device: parameters, bytes and operations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from erg.encoders import parameter_count
+from erg.encoders import Encoder, parameter_count
 from erg.method import Method
 from erg.parts.teacher import Teacher
 from erg.train.run import Run
@@ -28,95 +29,147 @@ class Needs:
     Args:
         encoder: parameters of the encoder.
         state: weights, gradients, states of the optimiser, teachers and banks [bytes].
+        block: weights and gradients of the largest block, which is whole while it computes, also
+            where its shares are spread [bytes].
         activations: kept for the backward pass of one image, in bfloat16 [bytes].
         operations: to train on one image [floating-point operations].
     """
 
     encoder: int
     state: int
+    block: int
     activations: int
     operations: int
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run takes on some devices.
-
-    Args:
-        memory: of each device [GiB].
-        hours: from start to end [hours].
-        device_hours: of all devices together [hours].
-    """
-
-    memory: float
-    hours: float
-    device_hours: float
-
-
 def needs(run: Run) -> Needs:
     """Count parameters, bytes and operations of a run, on no device."""
-    method = on_meta(run)
-    plan = run.plan or method.plan()
-    main, local = (
-        [view.pixels(run.image_size) for view in views] for views in (plan.main, plan.local)
-    )
-    passes = {side: one_pass(method.encoder, side) for side in {*main, *local}}
-    taught = any(isinstance(module, Teacher) for module in method.modules())
-    operations = 3 * sum(passes[side][0] for side in main + local)
-    operations += taught * sum(passes[side][0] for side in main)
+    method = on_meta(replace(run, recompute=False))
+    encoder = method.encoder
+    main, local = crops(run, method)
+    passes = {side: one_pass(encoder, side, run.recompute) for side in {*main, *local}}
+    operations = sum(passes[side].forward + passes[side].backward for side in main + local)
+    operations += is_taught(method) * sum(passes[side].forward for side in main)
     trained = parameter_count(method)
     states = 2 if run.optimiser.name == "adamw" else 1
     held = sum(t.numel() * t.element_size() for t in method.state_dict().values())
     return Needs(
-        encoder=sum(p.numel() for p in method.encoder.parameters()),
+        encoder=sum(p.numel() for p in encoder.parameters()),
         state=held + 4 * trained * (1 + states),
-        activations=sum(passes[side][1] for side in main + local),
+        block=8 * max((parameter_count(block) for block in encoder.units()), default=0),
+        activations=sum(passes[side].kept for side in main + local),
         operations=operations,
     )
 
 
-def estimate(run: Run, of: Needs, devices: int, speed: float) -> Estimate:
-    """What a run takes on equal devices that share each batch, at no cost for talking.
+def crops(run: Run, method: Method) -> tuple[list[int], list[int]]:
+    """Sides of the large and of the small crops of an image [pixels]."""
+    plan = run.plan or method.plan()
+    main, local = (
+        [view.pixels(run.image_size) for view in views] for views in (plan.main, plan.local)
+    )
+    return main, local
+
+
+def is_taught(method: Method) -> bool:
+    """Whether large crops pass through a slow copy of the encoder too."""
+    return any(isinstance(module, Teacher) for module in method.modules())
+
+
+class Pass(NamedTuple):
+    """What an image takes that passes an encoder.
 
     Args:
-        run: whose batch and steps are taken.
-        of: what `needs` counted.
-        devices: number of them; every one holds all weights.
-        speed: of one [floating-point operations a second]: images a second that a smaller run was
-            measured to make on it, times the operations that `needs` counts for one of these.
-
-    Raises:
-        ValueError: more devices than images in a micro-batch.
+        forward: floating-point operations of the forward pass.
+        backward: of the backward pass, with those that are done again in it.
+        kept: remembered in between, in bfloat16 [bytes].
     """
-    micro = run.batch // run.accumulate
-    if not 1 <= devices <= micro:
-        raise ValueError(
-            f"{devices} devices cannot share a micro-batch of {micro} images. Use 1 to {micro}."
-        )
-    share = -(-micro // devices)  # images of the fullest device
-    memory = (of.state + share * of.activations) / 2**30
-    device_hours = run.steps * run.accumulate * share * devices * of.operations / speed / 3600
-    return Estimate(memory, device_hours / devices, device_hours)
+
+    forward: int
+    backward: int
+    kept: int
 
 
-def one_pass(encoder: nn.Module, side: int) -> tuple[int, int]:
-    """Operations of a forward pass and bytes it keeps for the backward pass, per image."""
-    kept: dict[int, torch.Tensor] = {}
+def one_pass(encoder: Encoder, side: int, recompute: bool = False) -> Pass:
+    """What an image of some side takes that passes an encoder on no device.
+
+    Args:
+        encoder: which remembers everything.
+        side: of the image [pixels].
+        recompute: whether to count as if its blocks were computed again: their inputs are kept,
+            and the inside of one of them at a time, of which the largest counts.
+    """
     weights = {p.untyped_storage()._cdata for p in encoder.parameters()}
     images = 2  # batch norms take no single value
+    counter = FlopCounterMode(display=False)
+    kept = Kept(weights)
+    meter = Meter(kept, counter)
+    hooks = [
+        hook
+        for block in (encoder.units() if recompute else ())
+        for hook in (
+            block.register_forward_pre_hook(meter.enter),
+            block.register_forward_hook(meter.leave),
+        )
+    ]
+    with counter, torch.autograd.graph.saved_tensors_hooks(meter.keep, lambda t: t):
+        encoder.train()(torch.empty(images, 3, side, side, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    forward, held = counter.get_total_flops(), kept.bytes() + meter.largest
+    return Pass(forward // images, (2 * forward + meter.again) // images, held // images)
 
-    def keep(t: torch.Tensor) -> torch.Tensor:
-        kept[t.untyped_storage()._cdata] = t
+
+class Kept:
+    """Tensors that are remembered, each place in memory once.
+
+    Args:
+        known: places that do not count.
+    """
+
+    def __init__(self, known: set[int]) -> None:
+        self.known = known
+        self.tensors: dict[int, Tensor] = {}
+
+    def take(self, t: Tensor) -> None:
+        place = t.untyped_storage()._cdata
+        if place not in self.known:
+            self.tensors[place] = t
+
+    def bytes(self) -> int:
+        """In bfloat16, or less where less is kept."""
+        return sum(
+            t.untyped_storage().nbytes() // t.element_size() * min(t.element_size(), 2)
+            for t in self.tensors.values()
+        )
+
+
+class Meter:
+    """Tells what is kept and done inside of blocks from all else.
+
+    Args:
+        outside: takes what is kept outside of them, and their inputs.
+        counter: of operations.
+    """
+
+    def __init__(self, outside: Kept, counter: FlopCounterMode) -> None:
+        self.outside, self.counter = outside, counter
+        self.inside: Kept | None = None
+        self.again, self.largest = 0, 0
+
+    def keep(self, t: Tensor) -> Tensor:
+        (self.inside or self.outside).take(t)
         return t
 
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-    ):
-        encoder.train()(torch.empty(images, 3, side, side, device="meta"))
-    size = sum(
-        t.untyped_storage().nbytes() // t.element_size() * min(t.element_size(), 2)
-        for place, t in kept.items()
-        if place not in weights
-    )
-    return counter.get_total_flops() // images, size // images
+    def enter(self, _: nn.Module, inputs: tuple[object, ...]) -> None:
+        for given in inputs:
+            if isinstance(given, Tensor):
+                self.outside.take(given)
+        self.inside = Kept(self.outside.known | self.outside.tensors.keys())
+        self.again -= self.counter.get_total_flops()
+
+    def leave(self, *_: object) -> None:
+        assert self.inside is not None
+        self.largest = max(self.largest, self.inside.bytes())
+        self.again += self.counter.get_total_flops()
+        self.inside = None

@@ -101,8 +101,8 @@ def features(
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     with evaluating(module), computing_in(device, autocast):
         for batch in views:
-            data = batch.main[0].data.to(device=device, dtype=dtype)
-            found.append(embed(data).float().cpu().numpy())
+            view = batch.main[0].to(device=device, dtype=dtype)  # tokens stay whole numbers
+            found.append(embed(view.data).float().cpu().numpy())
             if progress is not None:
                 progress(len(found[-1]))
     return np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)

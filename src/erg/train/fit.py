@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from erg import catalog, distributed
-from erg.data.cache import open_images
+from erg.data.cache import open_images, open_vectors
 from erg.data.loader import Images
-from erg.data.manifest import Manifest, build_manifest, hold_out
+from erg.data.manifest import Manifest, hold_out
 from erg.data.source import Source, open_source
 from erg.encoders import Encoder, save_encoder
 from erg.method import Method
@@ -130,8 +130,7 @@ def open_items(
 ) -> tuple[Manifest, Images | np.ndarray]:
     """The manifest of a source, and its images (for sources of vectors or tokens, these [n d])."""
     if source.kind == "array":
-        found = manifest or build_manifest(source, max_skipped=max_skipped, progress=progress)
-        return found, np.stack([source.read(i) for i in range(len(source))])
+        return open_vectors(source, max_skipped=max_skipped, manifest=manifest, progress=progress)
     return open_images(
         source,
         short_side=short_side,

@@ -3,13 +3,16 @@
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from erg.durable import (
     LONGEST,
+    Unwritable,
     explained,
     open_regular,
     read_json,
@@ -72,6 +75,7 @@ class RunFolder:
             self._lock = self._locked()
         for inner in ("", "checkpoints", "encoder_start", "encoder", "pictures"):
             sweep(self.path / inner)
+        sweep_checkpoints(self.checkpoints)
 
     def _locked(self) -> BinaryIO | None:
         assert fcntl is not None
@@ -95,10 +99,15 @@ class RunFolder:
             if path.exists() and os.path.samestat(os.fstat(number), path.stat()):
                 break
             file.close()  # whoever held it has just removed it
-        with explained(path):
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
-            file.flush()
+        try:
+            with explained(path):
+                file.truncate(0)
+                file.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
+                file.flush()
+        except Unwritable:
+            with suppress(OSError):  # closing it, too, would write
+                file.close()
+            raise
         return file
 
     def unlock(self) -> None:
@@ -177,6 +186,17 @@ class RunFolder:
             number = os.open(file, flags, 0o644)
             with os.fdopen(number, "ab") as out:
                 out.write(text.encode())
+
+
+def sweep_checkpoints(folder: Path) -> None:
+    """Remove what is left of checkpoints that are none: checksums without their file, shards
+    without the file that lists them; only for whoever writes there alone."""
+    for checksum in folder.glob("step_*.sha256"):
+        if not checksum.with_suffix(".safetensors").exists():
+            checksum.unlink(missing_ok=True)
+    for shards in folder.glob("step_*/"):
+        if not shards.suffix and not shards.with_suffix(".json").exists():
+            shutil.rmtree(shards, ignore_errors=True)
 
 
 def _holder(lock: BinaryIO) -> str:

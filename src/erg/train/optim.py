@@ -1,20 +1,19 @@
-"""Optimisers, with parameter groups by rule: 1-D parameters are neither decayed nor adapted."""
+"""Optimisers, with parameter groups by rule: 1-D parameters are neither decayed nor adapted, but by
+LARC, which knows no exceptions."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from erg.train.run import Optimiser
 
 
-class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017), as SimCLR, BYOL and VICReg use it.
-
-    g' = g + wd p;  q = eta ||p|| / ||g'|| if both norms are > 0, else 1;  v <- m v + q g';
-    p <- p - lr v. Groups with `adapt` False are plain SGD with momentum (q = 1).
+class LayerWise(Optimizer, ABC):
+    """Momentum on updates whose size is told by that of the parameter: v <- m v + u, p <- p - lr v.
 
     Args:
         params: parameters or groups.
@@ -35,23 +34,53 @@ class LARS(Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta}
         super().__init__(params, {**defaults, "adapt": True})
 
+    @abstractmethod
+    def update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """u, of a parameter p and its gradient g."""
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                update = p.grad
-                if group["adapt"]:
-                    update = update + group["weight_decay"] * p
-                    norm, size = update.norm(), p.norm()
-                    trust = torch.where((norm > 0) & (size > 0), group["eta"] * size / norm, 1.0)
-                    update = trust * update
+                update = self.update(p, p.grad, group)
                 state = self.state[p]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 v = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
                 p.sub_(group["lr"] * v)
+
+
+class LARS(LayerWise):
+    """Layer-wise adaptive rate scaling (You et al. 2017), as SimCLR, BYOL and VICReg use it.
+
+    g' = g + wd p;  u = q g' with q = eta ||p|| / ||g'|| if both norms are > 0, else 1. Groups with
+    `adapt` False are plain SGD with momentum (u = g).
+    """
+
+    def update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        if not group["adapt"]:
+            return gradient
+        update = gradient + group["weight_decay"] * p
+        norm, size = update.norm(), p.norm()
+        trust = torch.where((norm > 0) & (size > 0), group["eta"] * size / norm, 1.0)
+        return trust * update
+
+
+class LARC(LayerWise):
+    """Layer-wise adaptive rate control without clipping, as SwAV and SEER use it.
+
+    u = q (g + wd p) with q = eta ||p|| / (||g|| + wd ||p|| + 1e-8) if both norms are > 0, else
+    u = g: the norm of the decay is added to that of the gradient, not taken of their sum as LARS
+    does. No parameter is left out: biases and gains are decayed and adapted too.
+    """
+
+    def update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        decay = group["weight_decay"]
+        norm, size = gradient.norm(), p.norm()
+        trust = group["eta"] * size / (norm + decay * size + 1e-8)
+        return torch.where((norm > 0) & (size > 0), trust * (gradient + decay * p), gradient)
 
 
 def groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -75,4 +104,8 @@ def build_optimiser(chosen: Optimiser, module: nn.Module) -> Optimizer | None:
         return AdamW(of, lr=chosen.lr, betas=(chosen.momentum, chosen.beta2), fused=True)
     if chosen.name == "sgd":
         return SGD(of, lr=chosen.lr, momentum=chosen.momentum, nesterov=True, fused=True)
-    return LARS(of, lr=chosen.lr, momentum=chosen.momentum)
+    if chosen.name == "lars":
+        return LARS(of, lr=chosen.lr, momentum=chosen.momentum)
+    everything = [p for group in of for p in group["params"]]
+    decay = chosen.weight_decay
+    return LARC(everything, lr=chosen.lr, momentum=chosen.momentum, weight_decay=decay)

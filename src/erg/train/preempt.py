@@ -22,16 +22,17 @@ def restore(before: Mapping[int, Any]) -> None:
 
 
 class Stopped(Exception):
-    """Training was asked to stop and has saved its state.
+    """A command was asked to stop and has saved its state.
 
     Args:
         code: what the process should exit with.
         step: optimiser steps done and saved; None outside the steps, where nothing is lost.
+        kept: what is kept of other work than training, as the end of "stopped, ...".
     """
 
-    def __init__(self, code: int, step: int | None) -> None:
+    def __init__(self, code: int, step: int | None, kept: str = "") -> None:
         where = "outside training" if step is None else f"after step {step}, saved and resumable"
-        super().__init__(f"stopped {where}")
+        super().__init__(f"stopped, {kept}" if kept else f"stopped {where}")
         self.code, self.step = code, step
 
 

@@ -5,7 +5,7 @@ import math
 import platform
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,6 +17,7 @@ from erg.views.plan import Augmentation, Masking, Plan, Tiles
 from erg.views.random import Purpose, bits
 
 FORMAT = 1
+OptimiserName = Literal["adamw", "sgd", "lars", "larc"]
 Precision = Literal["auto", "32", "bf16", "64"]
 Strategy = Literal["ddp", "fsdp"]
 
@@ -26,18 +27,18 @@ class Optimiser:
     """How parameters are changed.
 
     Args:
-        name: adamw, sgd (Nesterov momentum) or lars.
+        name: adamw, sgd (Nesterov momentum), lars or larc (see `train.optim`).
         lr: peak learning rate, for the batch size of the run (nothing is scaled behind the scenes).
         weight_decay: per step and unit learning rate; biases, gains and other 1-D parameters get
-            none.
+            none, but of larc.
         warmup: share of training over which the learning rate rises from 0.
         end: last learning rate, as a fraction of the peak.
-        momentum: of sgd and lars; beta 1 of adamw.
+        momentum: of sgd, lars and larc; beta 1 of adamw.
         beta2: of adamw.
         clip: largest norm of all gradients together; 0 for no clipping.
     """
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    name: OptimiserName = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -47,8 +48,8 @@ class Optimiser:
     clip: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("adamw", "sgd", "lars"):
-            raise ValueError(f"no optimiser is called {self.name!r}. Use adamw, sgd or lars.")
+        if self.name not in get_args(OptimiserName):
+            raise ValueError(f"no optimiser is called {self.name!r}. Use adamw, sgd, lars or larc.")
         if not self.lr > 0:
             raise ValueError(f"lr should be greater than 0 (got {self.lr}).")
 
@@ -78,6 +79,8 @@ class Run:
         seed: of everything random.
         precision: auto takes bf16 where the processor has it.
         compile: whether torch.compile makes the encoder's code; other bits than without.
+        recompute: whether the encoder's blocks are computed again for the backward pass instead of
+            being remembered (activation checkpointing): less memory, a third more time.
         strategy: how several processes share the work: ddp, each with the whole method, or fsdp,
             each with a share of every parameter.
         hold_out: images kept out of training for watching, at most 5 % of all.
@@ -100,6 +103,7 @@ class Run:
     seed: int = 0
     precision: Precision = "auto"
     compile: bool = False
+    recompute: bool = False
     strategy: Strategy = "ddp"
     hold_out: int = 1000
     checkpoint_minutes: float = 5.0
@@ -110,6 +114,11 @@ class Run:
                 raise ValueError(f"{name} should be at least 1 (got {getattr(self, name)}).")
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"no strategy is called {self.strategy!r}. Use ddp or fsdp.")
+        if self.compile and self.recompute:
+            raise ValueError(
+                "compile and recompute do not go together: code that torch.compile makes chooses "
+                "itself what it remembers. Leave one of them out."
+            )
         if self.batch % self.accumulate:
             raise ValueError(
                 f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts. "
@@ -126,6 +135,8 @@ class Run:
         catalog.check_arguments(kind, self.method_args)
         torch.manual_seed(int(bits(self.seed, Purpose.WEIGHTS)) >> 1)
         encoder = build_encoder(self.encoder, self.image_size, init=self.init, **self.encoder_args)
+        if self.recompute:
+            encoder.recompute()
         method = kind(encoder, **self.method_args)
         dtype = torch.float64 if self.precision == "64" else torch.float32
         return method.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)

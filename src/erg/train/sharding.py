@@ -5,13 +5,12 @@ the rest of the method from the start of `loss` to the end of its backward pass.
 like its student, so that it follows share by share. Buffers stay whole everywhere.
 """
 
-import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from erg.encoders import TimmEncoder
 from erg.method import Method
@@ -24,7 +23,7 @@ def check_shardable(method: Method) -> None:
         ValueError: its backbone has no blocks, or the method needs all of its parameters at once.
     """
     kind, name = type(method), method.encoder.name
-    if not isinstance(method.encoder, TimmEncoder) or not blocks(method.encoder):
+    if not isinstance(method.encoder, TimmEncoder) or not method.encoder.units():
         raise ValueError(
             f"fsdp shares out the blocks of a backbone, and {name} has none. Use a ViT or a RegNet "
             "of timm, or the strategy ddp."
@@ -42,15 +41,6 @@ def check_shardable(method: Method) -> None:
         )
 
 
-def blocks(encoder: TimmEncoder) -> list[nn.Module]:
-    """The blocks of a backbone, as timm names them."""
-    network: Any = encoder.network
-    told: str | list[tuple[str, Any]] = network.group_matcher()["blocks"]
-    patterns = [told] if isinstance(told, str) else [p for p, place in told if place is None]
-    named = network.named_modules()
-    return [m for name, m in named if any(re.fullmatch(p, name) for p in patterns)]
-
-
 def shard(method: Method, mesh: Any) -> Method:
     """Share a method out over the processes of a mesh, in place.
 
@@ -61,7 +51,7 @@ def shard(method: Method, mesh: Any) -> Method:
     method.to(memory_format=torch.contiguous_format)  # shares are cut from the first dimension
     for encoder in method.modules():
         if isinstance(encoder, TimmEncoder):
-            for block in blocks(encoder):
+            for block in encoder.units():
                 fully_shard(block, mesh=mesh)
     fully_shard(method, mesh=mesh)
     register_fsdp_forward_method(method, "loss")
@@ -71,13 +61,3 @@ def shard(method: Method, mesh: Any) -> Method:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together from its shares, for which all processes have to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def share_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """What this process holds of a whole tensor where another is in shares; else all of it."""
-    if not isinstance(like, DTensor):
-        return tensor
-    # Without a source every process cuts its own share, and nothing is sent.
-    return distribute_tensor(
-        tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
