@@ -1,18 +1,15 @@
-"""Descent, folders that may come from anywhere, and pictures."""
+"""Descent, and folders that may come from anywhere."""
 
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from erg.apply.denoiser import Denoiser
 from erg.apply.inpainter import Inpainter
-from erg.apply.restorer import descend, load_restorer, save_restorer, seeded, sheet
+from erg.apply.restorer import descend, load_restorer, save_restorer, seeded
 from erg.train.checkpoint import Diverged
 from erg.train.run import Optimiser
 
@@ -89,14 +86,3 @@ def test_missing_and_damaged_weights_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="holds no model"):
         load_restorer(Denoiser, tmp_path)
-
-
-def test_a_sheet_holds_every_picture_in_its_place() -> None:
-    random = np.random.default_rng(0)
-    rows = [[random.integers(0, 256, (10, 12, 3)).astype(np.uint8) for _ in "abc"] for _ in "de"]
-    page = np.asarray(Image.open(io.BytesIO(sheet(rows, ["a", "b", "c"]))))
-    for i, row in enumerate(rows):
-        for j, cell in enumerate(row):
-            top, left = 20 + i * 14, 4 + j * 16
-            assert np.array_equal(page[top : top + 10, left : left + 12], cell)
-    assert (page[:16] < 128).any(), "captions"

@@ -12,7 +12,17 @@ import torch
 from PIL import Image
 
 from erg import landscape
-from erg.landscape import atoms, denoisers, descents, embeddings, worlds
+from erg.landscape import (
+    atoms,
+    codes,
+    denoisers,
+    descents,
+    embeddings,
+    leaderboard,
+    permutations,
+    signals,
+    worlds,
+)
 from erg.landscape.draw import THEMES, Figure, in_words, sheet, stretched
 from erg.landscape.fields import complete, energy_of, grid
 from erg.landscape.learn import learn, method
@@ -26,13 +36,17 @@ SHORT: dict[str, dict[str, Any]] = {
     "denoising": {"steps": 500},
     "blend": {"steps": 1000},
     "latent": {"steps": 400},
-    "atoms": {"steps": 120},
+    "atoms": {"steps": 100, "most": 16},
+    "roll": {"steps": 1000},
+    "speech": {"steps": 40},
+    "overlay": {"steps": 40, "side": 24},
+    "leaderboard": {"steps": 300},
     "neighbours": {"steps": 500},
     "reduction": {"steps": 300},
     "traversal": {"steps": 500},
     "anomalies": {"steps": 400},
     "collapse": {"steps": 120},
-    "permutations": {"most": 100},
+    "permutations": {"most": 2, "steps": 200},
     "views": {"side": 64},
 }
 """Trained less than for a lecture."""
@@ -229,6 +243,24 @@ def test_f11_few_atoms_explain_much_and_have_norm_one() -> None:
     assert found["variance of patches explained"] > 0.3
     tuned = found["energy at one frequency, atoms of photographs"]
     assert tuned > 1.3 * found["energy at one frequency, noise"]
+    one, many = (
+        found[f"variance of larger patches explained, {many}"]
+        for many in ("1 filter", "16 filters")
+    )
+    assert many > one + 0.1
+    assert found["active share of the maps of 16 filters"] < 0.05
+    # What stands elsewhere is another atom, but the same filter.
+    atom, filter = (
+        found[f"likeness to the nearest other at any shift, {kind}"]
+        for kind in ("atoms", "filters")
+    )
+    assert filter < atom - 0.05
+    moved = np.zeros((2, 5, 5))
+    moved[0, 1, 1] = moved[0, 1, 2] = moved[1, 3, 2] = moved[1, 3, 3] = 1.0
+    assert atoms.repeated(moved) == pytest.approx(1)
+    moved[1] = 0
+    moved[1, 0, 0] = 1.0
+    assert atoms.repeated(moved) == pytest.approx(0.5**0.5)
     wave = np.cos(2 * np.pi * (np.arange(8)[:, None] * 2 + np.arange(8)) / 8)[None]
     assert atoms.tuned(wave) == pytest.approx(1)
     assert atoms.tuned(np.eye(8)[:1, None] * np.eye(8)[0, :, None]) < 0.1  # a point: all of them
@@ -236,16 +268,44 @@ def test_f11_few_atoms_explain_much_and_have_norm_one() -> None:
 
 def test_f14_chosen_permutations_are_farther_apart_than_random_ones() -> None:
     found = facts("permutations")
-    chosen = found["least Hamming distance of two, chosen far apart"]
-    assert chosen > found["least Hamming distance of two, at random"]
-    rows = embeddings.shuffles(12, 0)
+    assert found["least Hamming distance of two, chosen far apart"] == 9
+    far = permutations.closest(permutations.far_orders(9, 30).numpy())
+    assert far > permutations.closest(permutations.shuffles(30, 0))
+    # Two orders, and PIRL with every one as well.
+    probes = [value for name, value in found.items() if name.startswith("linear probe")]
+    assert len(probes) == 4
+    assert min(probes) > 0.8
+    shown: Any = figure("permutations")
+    assert shown.pirl[-1] > max(shown.jigsaw[0], shown.untrained) + 0.01
+    rows = permutations.shuffles(12, 0)
     assert {tuple(sorted(row)) for row in rows.tolist()} == {tuple(range(9))}
     naive = min(
         sum(a != b for a, b in zip(p, q, strict=True))
         for i, p in enumerate(rows.tolist())
         for q in rows.tolist()[:i]
     )
-    assert embeddings.closest(rows) == naive
+    assert permutations.closest(rows) == naive
+    assert permutations.closest(torch.tensor([[0, 1, 2], [0, 2, 1], [1, 2, 0]]).numpy()) == 2
+
+
+def test_pirl_is_shown_the_orders_it_is_given() -> None:
+    seen: list[Any] = []
+
+    def shown(model: Any, images: Any, **options: Any) -> Any:
+        seen.append(options["plan"].main[-1].tiles.orders)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(permutations, "learn", shown)
+        few = permutations.far_orders(9, 3)
+        found = permutations.digits()
+        scores = [permutations.score("PIRL", orders, found, 1, 0) for orders in (few, few[:0])]
+    assert seen == [tuple(map(tuple, few.tolist())), ()]
+    assert scores[0] == scores[1]  # of the same untrained encoder
+    flat = torch.linspace(0, 1, 64)[None]
+    large = permutations.enlarged(flat)
+    assert large.shape == (1, 3, 24, 24)
+    assert float(large.mean()) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_f19_a_trained_encoder_has_better_neighbours() -> None:
@@ -281,6 +341,59 @@ def test_f25_variances_and_maps() -> None:
     assert found["sum of the variances of 13 standardised features"] == pytest.approx(13, rel=1e-4)
     assert found["trustworthiness, t-SNE"] > found["trustworthiness, PCA"] > 0.6
     assert all(0.6 < found[f"trustworthiness, {name}"] <= 1 for name in ("autoencoder", "MDS"))
+
+
+def test_f25_a_curved_code_follows_the_sheet() -> None:
+    points, along = worlds.roll(500, 1, deviation=0.0)
+    angle = 1.5 * math.pi * (1 + 2 * along)
+    assert torch.allclose(points[:, [0, 2]].norm(dim=1), angle / (4.5 * math.pi), atol=1e-6)
+    found = facts("roll")
+    assert found["variance not explained, autoencoder"] < 0.5 * found["variance not explained, PCA"]
+    shown: Any = figure("roll")
+    values = np.linalg.eigvalsh(np.cov(shown.points.T))
+    lost = found["variance not explained, PCA"]
+    assert lost == pytest.approx(float(values[0] / values.sum()), rel=1e-3)
+
+
+def test_f25_noise_is_taken_out_of_voices_that_were_not_heard() -> None:
+    found = facts("speech")
+    ours, noisy = (found[f"SI-SDR of new voices [dB], {way}"] for way in ("erg", "noisy"))
+    assert noisy == pytest.approx(0, abs=0.5)
+    assert ours > noisy + 3
+    shown: Any = figure("speech")
+    clean = shown.levels["clean"]
+    away = [np.abs(shown.levels[name] - clean).mean() for name in ("noisy, 0 dB", "denoised")]
+    assert away[1] < 0.7 * away[0]
+    sound = signals.voice(0, 3)
+    assert np.abs(sound).max() == pytest.approx(0.3)
+    assert not np.allclose(sound, signals.voice(0, 4))
+    assert np.array_equal(sound, signals.voice(0, 3))
+
+
+def test_f25_what_is_laid_over_pictures_is_taken_away() -> None:
+    found = facts("overlay")
+    corrupted, told = (found[f"PSNR of new pieces [dB], {way}"] for way in ("corrupted", "erg"))
+    assert told > corrupted + 5
+    shown: Any = figure("overlay")
+    assert [*shown.shown[0]] == [*signals.SHOWN, "original"]
+    pieces = signals.cut_up(24)
+    assert all(piece.shape == (24, 24, 3) for piece in pieces)
+
+
+def test_f25_a_leaderboard_is_in_order() -> None:
+    shown: Any = figure("leaderboard")
+    assert (np.diff(shown.probes) <= 0).all()
+    assert set(shown.names) == {"raw pixels", "PCA", *leaderboard.CODES}
+    assert shown.widths[shown.names.index("raw pixels")] == 64
+    assert shown.widths[shown.names.index("PCA")] == 32
+    assert shown.neighbours[shown.names.index("raw pixels")] > 0.95
+    told = leaderboard.few_of_each(np.array([0, 1, 0, 0, 1, 1]), 2)
+    assert told.tolist() == [0, 1, 2, 4]
+
+
+def test_names_of_arrows_keep_their_distance() -> None:
+    moved = codes.apart(np.array([-1.0, -0.9, 0.5, 0.6, 0.7]), 0.3)
+    assert moved.tolist() == pytest.approx([-1.0, -0.7, 0.5, 0.8, 1.1])
 
 
 def test_f25_neighbours_on_the_plane_look_alike() -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from erg.apply.denoiser import Denoiser
-from erg.apply.restorer import descend, save_restorer, seeded, sheet
+from erg.apply.pictures import sheet
+from erg.apply.restorer import descend, save_restorer, seeded
 from erg.data.audio import Clips, cut, mix, open_clips, write_wav
 from erg.durable import write_atomically
 from erg.evaluate.audio import quietest, segmental_snr, si_sdr, spectral_subtraction, wiener
@@ -274,7 +275,7 @@ def draw_spectrograms(network: Denoiser, path: Path, sounds: dict[str, np.ndarra
     x = network.spectrum(torch.from_numpy(first.astype(np.float32)).to(network.mean.device)[None])
     loudest = max(float(x.abs().max()), 1e-8)
     cells = [spectrogram(network, sound, loudest=loudest) for sound in sounds.values()]
-    write_atomically(path, sheet([cells], list(sounds)))
+    write_atomically(path, sheet(cells, len(cells), list(sounds)))
 
 
 def learn_to_denoise(

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from erg.apply.inpainter import Inpainter
-from erg.apply.restorer import descend, save_restorer, seeded, sheet
+from erg.apply.pictures import sheet
+from erg.apply.restorer import descend, save_restorer, seeded
 from erg.data.cache import Cache, Stream, open_images
-from erg.data.loader import Loader
+from erg.data.loader import Images, Loader
 from erg.data.manifest import default_threads, split
 from erg.data.source import open_source
 from erg.durable import write_atomically
@@ -98,7 +99,7 @@ def _holes(size: int, numbers: np.ndarray) -> Bool[np.ndarray, "h w"]:
 
 
 def images_of(
-    images: Cache | Stream, rows: np.ndarray, size: int, seed: int, view: Augmentation, batch: int
+    images: Images, rows: np.ndarray, size: int, seed: int, view: Augmentation, batch: int
 ) -> Loader:
     """Views in [0, 1] of square images."""
     return Loader(
@@ -108,7 +109,7 @@ def images_of(
 
 
 def train_inpainter(
-    images: Cache | Stream,
+    images: Images,
     rows: np.ndarray,
     *,
     size: int = 32,
@@ -184,7 +185,7 @@ def restored(
 
 def score_inpainter(
     network: Inpainter,
-    images: Cache | Stream,
+    images: Images,
     rows: np.ndarray,
     *,
     size: int = 32,
@@ -213,7 +214,7 @@ def score_inpainter(
     originals = loader.make(rows, epoch=0).main[0].data.permute(0, 2, 3, 1).numpy()
     loader.close()
     found: dict[str, Any] = {}
-    shown: list[list[np.ndarray]] = []
+    shown: list[np.ndarray] = []
     for place, kind in enumerate(KINDS):
         hidden, colours = overlays(rows, size, seed=seed, step=0, kind=kind)
         values = {way: np.zeros((len(rows), 3)) for way in WAYS}
@@ -225,7 +226,7 @@ def score_inpainter(
                 quality = (min(CAP, psnr(y, image, part)) for part in (None, where))
                 values[way][i] = *quality, ssim(y, image)
             if i < 6:
-                shown.append([_shown(image, size) for image in (*made.values(), y)])
+                shown += [_shown(image, size) for image in (*made.values(), y)]
             if progress is not None:
                 progress(place * len(rows) + i + 1, 2 * len(rows))
         found[kind] = {
@@ -235,7 +236,8 @@ def score_inpainter(
                 for k, measure in enumerate(("psnr", "psnr_hidden", "ssim"))
             },
         }
-    picture = sheet(shown, [*WAYS, "original"])
+    columns = [*WAYS, "original"]
+    picture = sheet(shown, len(columns), columns)
     return {"format": 1, "images": len(rows), "size": size, "kinds": found}, picture
 
 

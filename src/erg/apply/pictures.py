@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from erg.apply.embed import Opened, vectors_of
 from erg.data.loader import Loader
@@ -166,14 +166,26 @@ def _resized(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), filter))
 
 
-def sheet(cells: list[np.ndarray], columns: int) -> bytes:
-    """Cells [s s 3], uint8, row by row on one WebP picture; what is left over is black."""
-    side = cells[0].shape[0]
+def sheet(cells: Sequence[np.ndarray], columns: int, captions: Sequence[str] = ()) -> bytes:
+    """Pictures of one size on one, row by row.
+
+    Args:
+        cells: uint8 [h w 3].
+        columns: in a row.
+        captions: over the columns; with them it is a PNG on white, with gaps, to be looked at;
+            without them a WebP on black, without gaps, that a page cuts its pictures from.
+    """
+    height, width = cells[0].shape[:2]
+    gap, head = (4, 20) if captions else (0, 0)
     rows = -(-len(cells) // columns)
-    page = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
+    size = (gap + columns * (width + gap), head + rows * (height + gap))
+    page = Image.new("RGB", size, "white" if captions else "black")
     for i, cell in enumerate(cells):
         y, x = divmod(i, columns)
-        page[y * side : (y + 1) * side, x * side : (x + 1) * side] = cell
+        page.paste(Image.fromarray(cell), (gap + x * (width + gap), head + y * (height + gap)))
+    for x, caption in enumerate(captions):
+        place, font = (gap + x * (width + gap), 2), ImageFont.load_default(11)
+        ImageDraw.Draw(page).text(place, caption, fill="black", font=font)
     out = BytesIO()
-    Image.fromarray(page).save(out, "WEBP", quality=80)
+    page.save(out, "PNG" if captions else "WEBP", quality=80)
     return out.getvalue()

@@ -1,14 +1,11 @@
-"""What networks that restore share: descent, a folder to be kept in, and pictures to look at."""
+"""What networks that restore share: descent, and a folder to be kept in."""
 
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -133,22 +130,3 @@ def load_restorer(kind: type[R], folder: Path) -> R:
             f"erg {kind.command} wrote."
         ) from None
     return network.eval()
-
-
-def sheet(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> bytes:
-    """A PNG of pictures of one size, uint8 [h w 3], in rows, with a caption over each column."""
-    height, width = rows[0][0].shape[:2]
-    gap, head = 4, 16
-    size = (gap + len(captions) * (width + gap), head + gap + len(rows) * (height + gap))
-    page = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(11)
-    for column, caption in enumerate(captions):
-        draw.text((gap + column * (width + gap), 2), caption, fill="black", font=font)
-    for i, row in enumerate(rows):
-        for column, cell in enumerate(row):
-            place = (gap + column * (width + gap), head + gap + i * (height + gap))
-            page.paste(Image.fromarray(cell), place)
-    out = io.BytesIO()
-    page.save(out, "PNG")
-    return out.getvalue()

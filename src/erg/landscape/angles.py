@@ -98,7 +98,7 @@ class Inference(Figure):
         canvas.dots(ax, self.samples, size=26)
         ax.plot(*self.way_in_y.T, color=colours[1], marker=".")
         ax.annotate("$y_{23}$", self.samples[23], (6, -12), textcoords="offset points")
-        ax.set(title="24 samples at x = 0; inference seen in y", aspect="equal")
+        ax.set(title="24 samples; inference, in y", xlabel="$y_1$", aspect="equal")
         axes["all"].plot(self.angles, self.of_samples.T, color=colours[0], linewidth=0.8)
         axes["all"].set(title="$E(y_i, z)$ of all samples", xlabel="z", ylabel="E")
         ax = axes["one"]
@@ -120,13 +120,15 @@ class Inference(Figure):
             axes["chosen"].plot(
                 self.angles[best], self.of_chosen[i][best], "x", color=colours[i], markersize=10
             )
-        ax.set(title="425 points, five of them chosen", aspect="equal")
+        ax.set(title="425 points, five of them chosen", xlabel="$y_1$", aspect="equal")
         axes["chosen"].set(title="their E(y, z), crosses at argmin", xlabel="z")
         ax = axes["map"]
         canvas.map(ax, self.where, self.levels, top=2, contours=7, bar="$F_\\infty$")
         canvas.arrows(ax, self.coarse, -0.06 * self.slope, "#7de3ff", width=0.002)
         canvas.dots(ax, self.samples, size=14)
-        ax.set(title="$F_\\infty(y)$, and the way down from each point")
+        ax.set(
+            title="$F_\\infty(y)$, and the way down from each point", xlabel="$y_1$", ylabel="$y_2$"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,11 +214,12 @@ class FreeEnergies(Figure):
                 ax.plot(*np.stack([point, near]).T, color="#ffd166", linewidth=0.8)
             canvas.dots(ax, self.points, size=16)
             canvas.dots(ax, self.nearest[i], "#ffd166", 10)
-            ax.set(title=title, xlim=(-3, 3), ylim=(-2, 2))
+            ax.set(title=title, xlabel="$y_1$", ylabel="$y_2$", xlim=(-3, 3), ylim=(-2, 2))
         for weight, name in zip(self.weights, ("$y_{23}$", "$y_{10}$", "the middle"), strict=True):
             axes["weights"].plot(self.angles, weight, label=name)
-        axes["weights"].set(title=f"softmin over z, $\\beta$ = {WARM:g}", xlabel="z")
-        axes["weights"].legend()
+        top = 1.3 * float(self.weights.max())  # room for the legend
+        axes["weights"].set(title=f"softmin over z, $\\beta$ = {WARM:g}", xlabel="z", ylim=(0, top))
+        axes["weights"].legend(loc="upper center", ncols=3, fontsize=9)
         ax, shades = axes["section"], np.linspace(0.15, 0.9, len(self.betas))
         from matplotlib import colormaps
 
@@ -288,9 +291,9 @@ class Horn(Figure):
             ax.set_title(f"{title} training")
 
 
-def solid(ax: Any, canvas: Canvas) -> None:
-    """Axes of (x, y1, y2) on the paper's colour."""
-    ax.set(xlabel="x", ylabel="$y_1$", zlabel="$y_2$")
+def solid(ax: Any, canvas: Canvas, names: tuple[str, ...] = ("x", "$y_1$", "$y_2$")) -> None:
+    """Axes of three dimensions on the paper's colour."""
+    ax.set(xlabel=names[0], ylabel=names[1], zlabel=names[2])
     ax.set_box_aspect(None, zoom=0.88)
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.set_pane_color(canvas.theme.paper)

@@ -95,7 +95,7 @@ class Latent(Figure):
         axes["walk"].set_title("16 steps between two digits: pixels (above), codes (below)")
         for i, xy in enumerate(self.maps):
             ax = axes[str(i)]
-            ax.scatter(*xy.T, c=self.labels, cmap="tab10", s=9, linewidths=0)
+            canvas.classes(ax, xy, self.labels)
             ax.set(
                 xticks=[], yticks=[],
                 title=f"codes after {self.epochs[i]} epochs: {100 * self.purity[i]:.0f} % same",
@@ -106,7 +106,7 @@ class Latent(Figure):
 class Neighbourhoods(Figure):
     """The nearest neighbours of the same digits by three encoders; a frame marks another class."""
 
-    size = (13.0, 4.6)
+    size = (13.0, 3.9)
     names: tuple[str, ...]
     pictures: np.ndarray
     wrong: np.ndarray
@@ -153,6 +153,7 @@ class Neighbourhoods(Figure):
                 ax.add_patch(frame(corner, side, canvas.theme.colours[3]))
             ax.axvline(side, color=canvas.theme.colours[0], linewidth=2.5)
             ax.set_title(f"{self.names[i]}: {100 * self.same[i]:.0f} % of the same class")
+        canvas.picture.supxlabel("left of the line the query; framed: of another class", size=10)
 
 
 def frame(corner: tuple[float, float], side: int, colour: str) -> Any:
@@ -223,15 +224,28 @@ class Reduction(Figure):
             canvas.dots(ax, self.scores[self.kinds == kind], canvas.theme.colours[kind], 12)
         tips = 6.5 * self.loadings.T
         canvas.arrows(ax, np.zeros_like(tips), tips, canvas.theme.ink, width=0.0025)
-        for tip, name in zip(tips, self.features, strict=True):
-            side = "left" if tip[0] > 0 else "right"
-            ax.text(*(1.04 * tip), name.split("/")[0].replace("_", " "), fontsize=7, ha=side)
+        for right in (True, False):
+            rows = np.flatnonzero((tips[:, 0] > 0) == right)
+            rows = rows[tips[rows, 1].argsort()]
+            heights = apart(1.04 * tips[rows, 1], 0.32)
+            for row, height in zip(rows, heights, strict=True):
+                name = self.features[row].split("/")[0].replace("_", " ")
+                side = "left" if right else "right"
+                ax.text(1.04 * tips[row, 0], height, name, fontsize=8, ha=side, va="center")
         ax.set(xlabel="first direction", ylabel="second", title="wine: three cultivars, biplot")
         for i, xy in enumerate(self.maps):
             ax = axes[str(i)]
-            ax.scatter(*xy.T, c=self.labels, cmap="tab10", s=9, linewidths=0)
+            canvas.classes(ax, xy, self.labels)
             title = f"{self.names[i]}: trustworthiness {self.trust[i]:.2f}"
             ax.set(xticks=[], yticks=[], title=title)
+
+
+def apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending heights, moved up where they are closer than a gap to the one below."""
+    moved = heights.copy()
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + gap)
+    return moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +293,7 @@ class Traversal(Figure):
 
     def draw(self, canvas: Canvas) -> None:
         left, right = canvas.panels(1, 2)[0]
-        left.scatter(*self.codes.T, c=self.labels, cmap="tab10", s=12, linewidths=0)
+        canvas.classes(left, self.codes, self.labels)
         left.set(
             xlabel="$z_1$", ylabel="$z_2$", aspect="equal", title="codes of held-out digits",
             xlim=(-3.5, 3.5), ylim=(-3.5, 3.5),

@@ -139,6 +139,19 @@ class Canvas:
         options = {"linewidths": 0, "zorder": 3, **options}
         ax.scatter(*points.T, s=size, color=colour or self.theme.data, **options)
 
+    def classes(self, ax: Any, points: np.ndarray, labels: np.ndarray, size: float = 9) -> None:
+        """Points [n 2] in the colours of their classes, whose numbers stand in their middles."""
+        from matplotlib.patheffects import withStroke
+
+        around = [withStroke(linewidth=3, foreground=self.theme.paper)]
+        ax.scatter(*points.T, c=labels, cmap="tab10", s=size, linewidths=0)
+        for label in np.unique(labels):
+            x, y = np.median(points[labels == label], axis=0)
+            ax.text(
+                x, y, str(label), color=self.theme.ink, ha="center", va="center", weight="bold",
+                path_effects=around,
+            )  # fmt: skip
+
     def arrows(
         self, ax: Any, start: np.ndarray, move: np.ndarray, colour: str, **options: Any
     ) -> None:

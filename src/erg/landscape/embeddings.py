@@ -1,4 +1,4 @@
-"""Figures of joint embedding: views of a photograph, collapse, equal use of prototypes, jigsaw."""
+"""Figures of joint embedding: views of a photograph, collapse, equal use of prototypes."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,73 +14,11 @@ from erg.landscape import worlds
 from erg.landscape.draw import Canvas, Figure
 from erg.landscape.learn import MLP, learn, method
 from erg.landscape.pictures import photograph
-from erg.methods.jigsaw import far_orders
 from erg.train.run import Optimiser
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, WHOLE, Augmentation, Masking, Plan, two_views
 from erg.views.render import make_views
 from erg.views.types import View
-
-# Scores of a linear probe, read off a figure of Misra & van der Maaten 2020 [%].
-PIRL = {100: 77.6, 2_000: 77.7, 10_000: 79.8, 362_880: 81.2}
-JIGSAW = {100: 61.7, 2_000: 64.1, 10_000: 65.0}
-
-
-@dataclass(frozen=True, eq=False)
-class Permutations(Figure):
-    """Jigsaw has to name the permutation, PIRL to ignore it: published scores by the number of
-    permutations, and why few of them should be chosen to be far apart."""
-
-    size = (12.0, 4.8)
-    counts: np.ndarray
-    nearest_chosen: np.ndarray
-    nearest_random: np.ndarray
-
-    @classmethod
-    def compute(cls, *, seed: int = 0, most: int = 400) -> "Permutations":
-        counts = np.array([2, 9, 30, 100, 200, 400])
-        counts = counts[counts <= most]
-        chosen, random = far_orders(9, most).numpy(), shuffles(most, seed)
-        return cls(
-            counts, *(np.array([closest(rows[:n]) for n in counts]) for rows in (chosen, random))
-        )
-
-    def facts(self) -> dict[str, float]:
-        return {
-            "permutations chosen": float(self.counts[-1]),
-            "least Hamming distance of two, chosen far apart": float(self.nearest_chosen[-1]),
-            "least Hamming distance of two, at random": float(self.nearest_random[-1]),
-        }
-
-    def draw(self, canvas: Canvas) -> None:
-        left, right = canvas.panels(1, 2)[0]
-        for name, scores in (("PIRL, ignores it", PIRL), ("jigsaw, names it", JIGSAW)):
-            left.plot(scores.keys(), scores.values(), marker="o", label=name)
-        left.set(
-            xscale="log", xlabel="permutations", ylabel="linear probe [%]", ylim=(55, 85),
-            title="published (read off Misra & van der Maaten 2020)",
-        )  # fmt: skip
-        left.legend(loc="center right")
-        right.plot(self.counts, self.nearest_chosen, marker="o", label="chosen far apart")
-        right.plot(self.counts, self.nearest_random, marker="o", label="at random")
-        right.set(
-            xscale="log", xlabel="permutations of 9 tiles", ylabel="tiles that differ",
-            ylim=(0, 9.5), title="the two most alike: how hard the puzzle is",
-        )  # fmt: skip
-        right.legend()
-
-
-def shuffles(count: int, seed: int, tiles: int = 9) -> np.ndarray:
-    """Random permutations [count tiles]."""
-    drawn = noise.normal(torch.arange(count), tiles, purpose="permutations", step=seed)
-    return drawn.argsort(dim=1).numpy()
-
-
-def closest(rows: np.ndarray) -> int:
-    """Least Hamming distance of two of the rows."""
-    gaps = (rows[:, None] != rows[None]).sum(axis=2)
-    return int(gaps[np.triu_indices(len(rows), 1)].min())
-
 
 SHAPINGS: dict[str, dict[str, Any]] = {
     "nothing": {"variance": 0.0, "covariance": 0.0},

@@ -1,4 +1,4 @@
-"""Training on vectors in seconds: the loss of any method, in a loop without a run folder."""
+"""Training in seconds: the loss of any method, in a loop without a run folder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erg.data.loader import Loader
 from erg.method import Method
+from erg.train.fit import InMemory
 from erg.train.optim import build_optimiser
 from erg.train.run import Optimiser, Run
 from erg.views.plan import Plan
@@ -25,13 +26,13 @@ def method(
     name: str, features: int, *, seed: int = 0, encoder: str = "identity",
     encoder_args: dict[str, Any] | None = None, **arguments: Any,
 ) -> Method:  # fmt: skip
-    """A method of the catalogue for vectors, before training.
+    """A method of the catalogue, for vectors or small images, before training.
 
     Args:
         name: of the method.
-        features: of a vector.
+        features: of a vector; side of an image [pixels].
         seed: of its weights.
-        encoder: `identity`, or `mlp` for methods that train one.
+        encoder: `identity`, or `mlp` for methods that train one; `conv` for images.
         encoder_args: of the encoder.
         arguments: of the method.
 
@@ -47,7 +48,7 @@ def method(
 
 def learn(
     untrained: Method,
-    points: Float[Tensor, "n d"],
+    points: Float[Tensor, "n d"] | InMemory,
     *,
     steps: int = 2000,
     batch: int = 256,
@@ -56,11 +57,11 @@ def learn(
     seed: int = 0,
     watch: Callable[[int], None] = lambda done: None,
 ) -> Method:
-    """Train a method on vectors, in place; it comes back in evaluation mode.
+    """Train a method on vectors or images, in place; it comes back in evaluation mode.
 
     Args:
         untrained: the method.
-        points: what it learns from.
+        points: what it learns from; images for methods without closed forms.
         steps: of the optimiser.
         batch: points per step; an epoch is n // batch steps.
         optimiser: how parameters are changed.
@@ -71,9 +72,11 @@ def learn(
     """
     model, plan = untrained, plan or untrained.plan()
     trained = build_optimiser(optimiser, model)
+    images = points.numpy() if isinstance(points, Tensor) else points
+    count = len(points.packed.height) if isinstance(points, InMemory) else len(points)
     loader = Loader(
-        points.numpy(), np.arange(len(points)), plan, batch=batch, seed=seed,
-        image_size=points.shape[1], mean=(), std=(),
+        images, np.arange(count), plan, batch=batch, seed=seed,
+        image_size=model.encoder.image_size, mean=model.encoder.mean, std=model.encoder.std,
     )  # fmt: skip
     watch_in(model, watch, 0)
     _after_epoch(model, points)
@@ -104,6 +107,7 @@ def watch_in(model: Method, watch: Callable[[int], None], done: int) -> None:
 
 
 @torch.no_grad()
-def _after_epoch(model: Method, points: Tensor) -> None:
+def _after_epoch(model: Method, points: Tensor | InMemory) -> None:
     if type(model).after_epoch is not Method.after_epoch:
+        assert isinstance(points, Tensor), f"{type(model).__name__} needs vectors"
         model.after_epoch(model.encoder(points))

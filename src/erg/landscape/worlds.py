@@ -84,6 +84,19 @@ def horn(n: int = 1000, seed: int = 0, *, deviation: float = 0.05) -> Float[Tens
     return torch.cat([x[:, None], _jitter(y, deviation, seed)], dim=1)
 
 
+def roll(
+    n: int = 1500, seed: int = 0, *, deviation: float = 0.01
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, " n"]]:
+    """A sheet rolled up one and a half times, in [-1, 1]^3, and how far along it each point lies,
+    from 0 inside to 1."""
+    order = noise.normal(torch.arange(n), 1, purpose="order", step=seed)[:, 0].argsort()
+    along, across = _uniform(n, seed, "roll")[order], 2 * _uniform(n, seed, "width") - 1
+    angle = 1.5 * math.pi * (1 + 2 * along)
+    flat = angle[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1) / (4.5 * math.pi)
+    flat = _jitter(flat, deviation, seed)
+    return torch.stack([flat[:, 0], across, flat[:, 1]], dim=1), along
+
+
 def arcs_at(t: Float[Tensor, " n"]) -> Float[Tensor, "n 3"]:
     """y2 of the three arcs at y1 = t, in [-1.5, 1.5]."""
     return torch.stack([1.6 - 0.35 * t**2, 0.45 * torch.sin(1.6 * t), 0.3 * t**2 - 1.7], dim=1)
