@@ -74,6 +74,7 @@ bench: $(VENV)/.installed $(PEER)/.installed
 
 bench-long: $(VENV)/.installed $(PEER)/.installed
 	$(BIN)/python benchmarks/training_step/breakdown.py $(DATA)
+	$(BIN)/python benchmarks/training_step/ceiling.py
 	$(BIN)/python benchmarks/ntxent/run.py --peer-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/cifar10/run.py $(DATA) --seeds 0 1 2
 	$(BIN)/python benchmarks/eight_methods/run.py $(DATA)
@@ -82,6 +83,8 @@ bench-long: $(VENV)/.installed $(PEER)/.installed
 	$(BIN)/python benchmarks/beside_lightly/run.py $(DATA) --peer-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/methods/run.py $(DATA)
 	$(BIN)/python benchmarks/methods/run.py --table
+	$(BIN)/python benchmarks/autoencoders/run.py $(DATA)
+	$(BIN)/python benchmarks/figures/run.py
 	$(BIN)/python benchmarks/readme.py
 
 check: lint types contracts
