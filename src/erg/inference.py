@@ -152,13 +152,38 @@ def ista(
     w = at_least_float32(atoms)
     y = at_least_float32(y).to(w.dtype)
     curvature = (1 + 1e-6) * largest_eigenvalue(w) + 2 * pull
-    z = y.new_zeros(len(y), len(w))
+
+    def gradient(z: Tensor) -> Tensor:
+        slope = (z @ w - y) @ w.T
+        return slope if towards is None else slope + 2 * pull * (z - towards)
+
+    start = y.new_zeros(len(y), len(w))
+    return shrinking(gradient, start, curvature, sparsity, iterations=iterations, fast=fast)
+
+
+@torch.no_grad()
+def shrinking(
+    gradient: Callable[[Tensor], Tensor],
+    z: Float[Tensor, "b *k"],
+    curvature: Tensor,
+    sparsity: float,
+    *,
+    iterations: int,
+    fast: bool = True,
+) -> Float[Tensor, "b *k"]:
+    """argmin_z E(z) + sparsity ||z||_1 of a smooth convex E, by ISTA or FISTA as in `ista`.
+
+    Args:
+        gradient: of E, from z to its like.
+        z: where to start.
+        curvature: L, of E at most.
+        sparsity: weight of ||z||_1.
+        iterations: number of steps.
+        fast: whether there is momentum.
+    """
     v, t = z, 1.0
     for _ in range(iterations):
-        gradient = (v @ w - y) @ w.T
-        if towards is not None:
-            gradient = gradient + 2 * pull * (v - towards)
-        after = soft_threshold(v - gradient / curvature, sparsity / curvature)
+        after = soft_threshold(v - gradient(v) / curvature, sparsity / curvature)
         faster = (1 + math.sqrt(1 + 4 * t * t)) / 2 if fast else 1.0
         v = after + (t - 1) / faster * (after - z)
         z, t = after, faster

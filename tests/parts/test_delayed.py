@@ -1,12 +1,10 @@
 """The delayed transformer: by loops over places, by torch's decoder layer, and what it may see."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from erg.parts.delayed import Delayed, DelayedBlock, Lookup
+from erg.parts.delayed import Delayed, DelayedBlock
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -14,28 +12,6 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 VALID = torch.tensor([[True] * 5, [True, True, True, False, False]])
-
-
-def test_lookups_by_loops() -> None:
-    torch.manual_seed(0)
-    lookup, asking, asked = Lookup(6, heads=2).double(), drawn(2, 4, 6), drawn(2, 5, 6, seed=1)
-    out, weights = lookup(asking, asked, VALID[:, None])
-    assert weights.shape == (2, 2, 4, 5)
-    for b in range(2):
-        told = torch.zeros(4, 6, dtype=torch.float64)
-        q, (k, v) = lookup.query(asking[b]), lookup.key_value(asked[b]).split(6, dim=1)
-        for head in range(2):
-            part = slice(3 * head, 3 * head + 3)
-            for i in range(4):
-                each = {
-                    j: math.exp((q[i, part] @ k[j, part]).item() / math.sqrt(3))
-                    for j in range(5) if VALID[b, j]
-                }  # fmt: skip
-                for j in range(5):
-                    share = each.get(j, 0.0) / sum(each.values())
-                    assert weights[b, head, i, j].item() == pytest.approx(share, abs=1e-12)
-                    told[i, part] += share * v[j, part]
-        torch.testing.assert_close(out[b], lookup.out(told))
 
 
 def test_a_block_is_torchs_decoder_layer() -> None:
@@ -48,8 +24,8 @@ def test_a_block_is_torchs_decoder_layer() -> None:
         for mine, other in (
             (block.own, theirs.self_attn), (block.given, theirs.multihead_attn)
         ):  # fmt: skip
-            other.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key_value.weight]))
-            other.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key_value.bias]))
+            other.in_proj_weight.copy_(mine.qkv.weight)
+            other.in_proj_bias.copy_(mine.qkv.bias)
             other.out_proj.load_state_dict(mine.out.state_dict())
         theirs.linear1.load_state_dict(block.mlp[0].state_dict())
         theirs.linear2.load_state_dict(block.mlp[2].state_dict())
@@ -101,4 +77,4 @@ def test_softmax_stays_in_single_precision_under_autocast() -> None:
 
 def test_heads_share_the_width() -> None:
     with pytest.raises(ValueError, match="8 features cannot be shared evenly by 3 heads"):
-        Lookup(8, heads=3)
+        DelayedBlock(8, heads=3)

@@ -47,7 +47,8 @@ def test_attention_of_a_sequence_can_be_looked_at() -> None:
     # They are those of the first block's attention on embeddings and places.
     x = encoder.embedding(data[:1]) + encoder.places
     block = encoder.blocks[0]
-    found = block.attention(block.first(x), torch.ones(1, 7).bool())[1]
+    seen = block.first(x)
+    found = block.attention(seen, seen, torch.ones(1, 1, 7).bool())[1]
     torch.testing.assert_close(weights[0, :1], found)
 
 

@@ -91,16 +91,12 @@ class ConvolutionalSparseCoding(Method):
     @energy.full_precision
     def infer(self, y: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
         """argmin_z, by FISTA from z = 0."""
-        filters, curvature = self.filters.transpose(0, 1), (1 + 1e-6) * self.curvature()
-        v = z = torch.zeros_like(conv_transpose2d(y, filters))
-        t = 1.0
-        for _ in range(self.iterations):
-            gradient = conv_transpose2d(conv2d(v, filters) - y, filters)
-            after = inference.soft_threshold(v - gradient / curvature, self.sparsity / curvature)
-            faster = (1 + math.sqrt(1 + 4 * t * t)) / 2
-            v = after + (t - 1) / faster * (after - z)
-            z, t = after, faster
-        return z
+        filters = self.filters.transpose(0, 1)
+        return inference.shrinking(
+            lambda z: conv_transpose2d(conv2d(z, filters) - y, filters),
+            torch.zeros_like(conv_transpose2d(y, filters)),
+            (1 + 1e-6) * self.curvature(), self.sparsity, iterations=self.iterations,
+        )  # fmt: skip
 
     def of_code(
         self, y: Float[Tensor, "b c h w"], z: Float[Tensor, "b k i j"]

@@ -9,42 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from erg.energy import at_least_float32
-
-
-class Lookup(nn.Module):
-    """softmax(Q K^T / sqrt(d)) V with queries from one sequence, keys and values from another
-    (Vaswani et al. 2017, eq. 1); the same one twice for attention to itself.
-
-    Args:
-        dim: width of the tokens [features].
-        heads: h, a divisor of it.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(
-                f"{dim} features cannot be shared evenly by {heads} heads. Choose a width that "
-                "they divide."
-            )
-        self.heads = heads
-        self.query, self.key_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(
-        self,
-        asking: Float[Tensor, "b t d"],
-        asked: Float[Tensor, "b n d"],
-        visible: Bool[Tensor, "#b #t n"],
-    ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t n"]]:
-        """What every place is told, and the weights: 0 for what it may not see."""
-        q = self.query(asking).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [b h t e]
-        k, v = self.key_value(asked).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = at_least_float32(q @ k.mT) * q.shape[-1] ** -0.5
-        weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(dim=-1)
-        told = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)  # [b t d]
-        return self.out(told), weights
+from erg.parts.attention import Attention
 
 
 class DelayedBlock(nn.Module):
@@ -59,7 +24,7 @@ class DelayedBlock(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
-        self.own, self.given = Lookup(dim, heads), Lookup(dim, heads)
+        self.own, self.given = Attention(dim, heads), Attention(dim, heads)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(
