@@ -44,6 +44,7 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python")
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="timed in each repetition")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
@@ -51,7 +52,7 @@ def run() -> None:
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.again else {}
     for repetition in range(options.repetitions):
         for batch in options.batches:
-            for form in FORMS:
+            for form in options.forms:
                 key = f"{form}; batch {batch}; repetition {repetition}"
                 if key in done or (form == "lightly" and options.peer_python is None):
                     continue

@@ -81,9 +81,21 @@ def load_rgb(
     Raises:
         UnreadableImage: the file cannot be decoded whole, or should not be.
     """
+    return measure_and_load(file, short_side=short_side, max_pixels=max_pixels)[1]
+
+
+def measure_and_load(
+    file: bytes | Path, *, short_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[tuple[int, int], np.ndarray]:
+    """What `image_size` says of a file and what `load_rgb` makes of it, opened once.
+
+    Raises:
+        UnreadableImage: as those.
+    """
     with _opened(file, max_pixels) as image:
-        size = shrunk(image.size, short_side)
-        if size != image.size:
+        whole = image.size  # a draft changes it
+        size = shrunk(whole, short_side)
+        if size != whole:
             # JPEG can skip fine detail while decoding; twice the size leaves the filter its work.
             image.draft(None, (2 * size[0], 2 * size[1]))
         swapped = _swapped(image)
@@ -95,7 +107,8 @@ def load_rgb(
                 rgb = _deep_colour(image, again)
         if short_side is not None and min(rgb.size) > short_side:
             rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        return np.array(_upright(rgb, _turned(image)))
+        orientation = _turned(image)
+        return _across(whole, orientation), np.array(_upright(rgb, orientation))
 
 
 def image_size(file: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -105,8 +118,7 @@ def image_size(file: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int
         UnreadableImage: no header can be read, or it claims too many pixels.
     """
     with _opened(file, max_pixels) as image:
-        width, height = image.size
-        return (width, height) if _turned(image) >= 5 else (height, width)
+        return _across(image.size, _turned(image))
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -276,6 +288,12 @@ def _turned(image: Image.Image) -> int:
     except Exception:
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _across(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Height and width of an image once it is upright, from its stored width and height."""
+    width, height = size
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def _upright(rgb: Image.Image, orientation: int) -> Image.Image:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from erg.data.decode import MAX_PIXELS, UnreadableImage, image_size
+from erg.data.decode import MAX_PIXELS, UnreadableImage, image_size, measure_and_load
 from erg.data.source import DataError, Item, Source, decode_item
 from erg.durable import open_regular, whole_file
 
@@ -312,8 +312,7 @@ def _look(
     path, offset = source.path(i), source.offset(i)
     try:
         item = source.item(i)
-        height, width = _extent(item)
-        pixels = decode_item(item, short_side) if decode else None
+        (height, width), pixels = _measured(item, decode, short_side)
     except UnreadableImage as error:
         reason = error.reason
     except OSError as error:
@@ -326,10 +325,16 @@ def _look(
     return Row(path, offset, 0, "", 0, 0, "skipped", reason, None), None
 
 
-def _extent(item: Item) -> tuple[int, int]:
+def _measured(
+    item: Item, decode: bool, short_side: int | None
+) -> tuple[tuple[int, int], np.ndarray | None]:
+    """Height and width of an item as the manifest gives them, and its pixels where decoded."""
     if isinstance(item, np.ndarray):
-        return (item.shape[0], item.shape[1]) if item.ndim == 3 else (1, len(item))
-    return image_size(item)
+        extent = (item.shape[0], item.shape[1]) if item.ndim == 3 else (1, len(item))
+        return extent, decode_item(item, short_side) if decode else None
+    if decode:
+        return measure_and_load(item, short_side=short_side)
+    return image_size(item), None
 
 
 def content_hash(item: Item) -> str:
