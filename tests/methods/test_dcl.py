@@ -101,6 +101,22 @@ def test_gradient_is_the_slope() -> None:
     assert torch.autograd.gradcheck(lambda a, b: method.loss(pair(a, b), 0.0).total, (x, y))
 
 
+def test_gradient_of_dclw_is_the_slope_with_the_weights_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = bare(temperature=0.5, sigma=0.5)
+    x, y = (drawn(4, 3, seed=s).requires_grad_() for s in (1, 2))
+    method.loss(pair(x, y), 0.0).total.backward()
+    weights = method.weights(-nn.functional.cosine_similarity(x, y)).clone()
+    assert float(weights.std()) > 0.1
+    monkeypatch.setattr(method, "weights", lambda _: weights)
+    held = torch.autograd.grad(method.loss(pair(x, y), 0.0).total, (x, y))
+    for z, wanted in zip((x, y), held, strict=True):
+        assert z.grad is not None
+        assert torch.allclose(z.grad, wanted, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda a, b: method.loss(pair(a, b), 0.0).total, (x, y))
+
+
 def test_weights_have_mean_1_and_no_gradient_and_are_larger_for_hard_pairs() -> None:
     fits = torch.tensor([-0.9, -0.2, 0.4], dtype=torch.float64, requires_grad=True)
     weights = bare(sigma=0.5).weights(fits)

@@ -4,6 +4,7 @@ import cmath
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,14 @@ def test_mean_of_the_statistic_for_normal_draws(golden) -> None:
     wanted = golden.oracles["Epps-Pulley, mean for normal draws"]["value"]
     assert float(found.mean()) == pytest.approx(wanted, abs=4 * error)
     assert error < 0.01
+
+
+def test_mean_of_the_statistic_for_normal_draws_is_golden(golden) -> None:
+    """Whatever n: for one draw by Gauss and Hermite's quadrature, which leaves no error."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    found = epps_pulley(torch.from_numpy(nodes)[None])
+    mean = (found * torch.from_numpy(weights)).sum() / math.sqrt(2 * math.pi)
+    assert golden.agrees("Epps-Pulley, mean for normal draws", mean)
 
 
 def test_loss_is_the_loop_over_views_and_directions() -> None:

@@ -68,6 +68,24 @@ def test_loss_is_the_loop_over_the_queue() -> None:
     assert method.energy(x, y).tolist() == pytest.approx([0.3 * p for p in pulls], rel=1e-10)
 
 
+def test_constant_embeddings_cost_the_logarithm_of_the_keys() -> None:
+    """log(1 + K): the collapse of section 28.1."""
+    same = torch.ones(4, 3, dtype=torch.float64)
+    method = bare(nn.functional.normalize(torch.ones(6, 3, dtype=torch.float64)), 0.3)
+    total = method.loss(Views((View(same), View(same)), torch.arange(4)), 0.0).total
+    assert total.item() == pytest.approx(math.log(7), rel=1e-12)
+
+
+def test_gradient_is_that_of_finite_differences(golden) -> None:
+    """Of the queries; keys and queue are held."""
+    method, y = bare(golden.unit("QU"), 0.3).eval(), View(golden.array("Z2"))
+
+    def total(x: Tensor) -> Tensor:
+        return method.loss(Views((View(x), y), torch.arange(4)), 0.0).total
+
+    assert torch.autograd.gradcheck(total, (golden.array("Z1").requires_grad_(),))
+
+
 def test_with_the_other_keys_of_the_batch_in_the_queue_it_is_infonce_across_views(golden) -> None:
     x, y = golden.array("Z1"), golden.array("Z2")
     total = 0.0

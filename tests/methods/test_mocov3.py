@@ -1,6 +1,8 @@
 """MoCo v3: golden numbers, a loop over all keys, heads by encoder, patches that stay random."""
 
+import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +106,15 @@ def test_gradient_is_that_of_the_queries_alone() -> None:
         assert torch.allclose(a, b, atol=1e-12)
 
 
+def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the keys held."""
+    method = bare(0.5)
+    keys = itertools.cycle([drawn(4, 3, seed=3), drawn(4, 3, seed=4)])
+    monkeypatch.setattr(method, "key", lambda _: next(keys))
+    x, y = (drawn(4, 3, seed=s).requires_grad_() for s in (1, 2))
+    assert torch.autograd.gradcheck(lambda a, b: method.loss(pair(a, b), 0.0).total, (x, y))
+
+
 def shapes(head: nn.Sequential) -> list[tuple[int, int]]:
     linears = [layer for layer in head if isinstance(layer, nn.Linear)]
     assert all(layer.bias is None for layer in linears)
@@ -145,7 +156,10 @@ def test_teacher_holds_encoder_and_projector_and_follows() -> None:
         assert (p.grad is None) == name.startswith("teacher."), name
 
 
-def test_plan_follows_the_image_size() -> None:
+def test_plan_follows_the_image_size_and_the_encoder() -> None:
     assert a_method().plan().main == (SIMCLR_SMALL, SIMCLR_SMALL)
+    vit = MoCoV3(build_encoder("vit_tiny_patch16_224", 128, **VIT), hidden=4, dim=4)
+    assert vit.plan().main == (BYOL_FIRST, BYOL_SECOND)
     large = MoCoV3(build_encoder("conv", 128, width=8), hidden=4, dim=4)
-    assert large.plan().main == (BYOL_FIRST, BYOL_SECOND)
+    wanted = tuple(replace(view, crop=(0.2, 1.0)) for view in (BYOL_FIRST, BYOL_SECOND))
+    assert large.plan().main == wanted

@@ -107,6 +107,21 @@ def test_everything_trainable_learns_through_the_predictor() -> None:
         assert torch.allclose(p.grad, found[name], atol=1e-12), name
 
 
+def test_gradient_is_that_of_finite_differences() -> None:
+    """Who is whose neighbour stays the same nearby; in evaluation the queue stays too."""
+    method = NNCLR(build_encoder("identity", 3), queue=6, hidden=2, dim=3, predictor=2).double()
+    method.projector, method.predictor = nn.Sequential(), nn.Sequential()
+    method.eval()
+    generator = torch.Generator().manual_seed(0)
+    method.queue.rows.copy_(torch.randn(6, 3, generator=generator, dtype=torch.float64))
+    x, y = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        return method.loss(Views((View(x), View(y)), torch.arange(4)), 0.0).total
+
+    assert torch.autograd.gradcheck(total, (x.requires_grad_(), y.requires_grad_()))
+
+
 def test_heads_are_the_papers() -> None:
     method = a_method()
     kinds = [nn.Linear, BatchNorm, nn.ReLU]

@@ -1,5 +1,6 @@
 """RELIC: golden numbers both ways, a loop, InfoNCE where nothing is asked of invariance."""
 
+import itertools
 import math
 from typing import Any
 
@@ -93,9 +94,15 @@ def test_with_alpha_0_gradients_are_those_of_infonce() -> None:
         assert torch.allclose(p.grad, found[name], atol=1e-10), name
 
 
-def test_gradient_is_that_of_finite_differences() -> None:
-    """With respect to the data, through both arguments of the divergence."""
-    method = plain(teacher=False, alpha=1.5, temperature=0.5)
+@pytest.mark.parametrize("teacher", [True, False])
+def test_gradient_is_that_of_finite_differences(
+    teacher: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With respect to the data, through both arguments of the divergence; a teacher's keys held."""
+    method = plain(teacher=teacher, alpha=1.5, temperature=0.5)
+    if teacher:
+        keys = itertools.cycle(torch.randn(2, 4, 3, dtype=torch.float64))
+        monkeypatch.setattr(method, "key", lambda _: next(keys))
     x, y = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in "xy")
 
     def total(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from erg import inference
 from erg.encoders import build_encoder
 from erg.methods.sela import SeLa
 from erg.views.plan import SWAV_GLOBAL, SWAV_LOCAL
@@ -121,6 +122,33 @@ def test_no_gradient_flows_through_the_labels_and_everything_learns() -> None:
     for name, p in method.named_parameters():
         assert p.grad is not None
         assert torch.allclose(p.grad, found[name], atol=1e-12), name
+
+
+def test_gradient_is_that_of_finite_differences() -> None:
+    """Of data and prototypes; labels of the batch, as before the first epoch ends, stay nearby."""
+    identity = build_encoder("identity", 3)
+    method = SeLa(identity, size=6, prototypes=3, heads=2, hidden=2, dim=3, small_crops=0).double()
+    method.projector = nn.Sequential()
+    method.eval()
+    given = (drawn(6, 3, seed=1), drawn(6, 3, seed=2), drawn(2, 3, 3, seed=3))
+
+    def total(x: Tensor, y: Tensor, prototypes: Tensor) -> Tensor:
+        del method.prototypes
+        method.prototypes = prototypes  # type: ignore[assignment]
+        return method.loss(Views((View(x), View(y)), torch.arange(6)), 0.0).total
+
+    assert torch.autograd.gradcheck(total, tuple(each.requires_grad_() for each in given))
+
+
+def test_balanced_codes_are_the_scaled_probabilities() -> None:
+    """diag(r) P^lambda diag(c): logarithms differ by a row's and a column's number (section 9)."""
+    log_p = (0.2 * drawn(12, 4)).log_softmax(dim=1)
+    q = inference.sinkhorn(log_p, 1 / 25.0, 4000)
+    scaled = q.log() - 25 * log_p
+    rows, columns = scaled.mean(dim=1, keepdim=True), scaled.mean(dim=0)
+    assert torch.allclose(scaled, rows + columns - scaled.mean(), atol=1e-8)
+    assert torch.allclose(q.sum(dim=1), torch.ones(12, dtype=torch.float64), atol=1e-14)
+    assert torch.allclose(q.sum(dim=0), torch.full((4,), 3.0, dtype=torch.float64), atol=1e-6)
 
 
 def test_prototypes_are_unit_from_the_start_and_after_every_step() -> None:

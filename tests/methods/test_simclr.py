@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from erg.encoders import build_encoder
 from erg.methods.simclr import SimCLR
@@ -62,6 +62,18 @@ def test_loss_is_the_double_loop_of_the_docstring(temperature: float) -> None:
     found = method.energy(*pair.main)
     assert found.shape == (6,)
     assert found.tolist() == pytest.approx([energy(i, i + 6) for i in range(6)], rel=1e-10)
+
+
+def test_gradient_is_that_of_finite_differences() -> None:
+    method = SimCLR(build_encoder("identity", 3), temperature=0.5)
+    method.projector = nn.Sequential()
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        return method.loss(Views((View(x), View(y)), torch.arange(4)), 0.0).total
+
+    assert torch.autograd.gradcheck(total, (x.requires_grad_(), y.requires_grad_()))
 
 
 def test_swapping_views_and_reordering_the_batch_change_nothing() -> None:

@@ -1,5 +1,6 @@
 """SwAV: golden numbers, multi-crop by a loop, the queue, prototypes that stay unit and frozen."""
 
+import itertools
 import math
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_no_gradient_flows_through_the_codes(monkeypatch: pytest.MonkeyPatch) ->
     for name, p in method.named_parameters():
         assert p.grad is not None
         assert torch.allclose(p.grad, gradients[name], atol=1e-12), name
+
+
+def test_gradient_is_that_of_finite_differences(golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the codes held."""
+    method = golden_method(golden)
+    generator = torch.Generator().manual_seed(0)
+    codes = itertools.cycle(torch.randn(2, 4, 5, generator=generator).double().softmax(dim=2))
+    monkeypatch.setattr(method, "codes", lambda *_: next(codes))
+
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        return method.loss(Views((View(x), View(y)), torch.arange(4)), 0.5).total
+
+    pair = golden.array("Z1").requires_grad_(), golden.array("Z2").requires_grad_()
+    assert torch.autograd.gradcheck(total, pair)
 
 
 def test_energy_is_the_cross_entropy_with_the_codes_of_y() -> None:

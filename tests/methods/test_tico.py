@@ -94,10 +94,28 @@ def test_gradient_is_that_with_moments_and_targets_as_constants() -> None:
         assert torch.allclose(grad, found[name], atol=1e-12), name
 
 
+def bare(**arguments: Any) -> TiCo:
+    method = TiCo(build_encoder("identity", 4), hidden=2, dim=4, **arguments).double()
+    method.projector, method.teacher.network = nn.Sequential(), nn.Sequential()
+    return method
+
+
+def test_gradient_is_that_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With moments and targets held: y is not moved, and the teacher has no gradient."""
+    method, generator = bare(rho=2.0), torch.Generator().manual_seed(0)
+    x, y, rows = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
+    moments = rows.T @ rows / 5
+    monkeypatch.setattr(method, "remember", lambda _: moments)
+
+    def total(x: Tensor) -> Tensor:
+        return method.loss(Views((View(x), View(y)), torch.arange(5)), 0.0).total
+
+    assert torch.autograd.gradcheck(total, (x.requires_grad_(),))
+
+
 def test_spread_out_embeddings_are_pushed_least() -> None:
     """rho / d if all directions are used equally, rho if only one is (once C has settled)."""
-    method = TiCo(build_encoder("identity", 4), hidden=2, dim=4, rho=5.0, beta=0.5).double()
-    method.projector, method.teacher.network = nn.Sequential(), nn.Sequential()
+    method = bare(rho=5.0, beta=0.5)
     spread, same = torch.eye(4, dtype=torch.float64), torch.ones(4, 4, dtype=torch.float64)
     for z, wanted in ((spread, 5 / 4), (same, 5.0)):
         push = torch.zeros(())

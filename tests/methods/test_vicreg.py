@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from erg.encoders import build_encoder
 from erg.methods.vicreg import VICReg
@@ -63,6 +63,20 @@ def test_loss_is_the_loops_of_the_docstring() -> None:
     assert loss.push["variance"].item() == pytest.approx(3 * hinge / 2, rel=1e-9)
     assert loss.push["covariance"].item() == pytest.approx(5 * covariances, rel=1e-9)
     assert method.energy(*pair.main).tolist() == pytest.approx(mse, rel=1e-9)
+
+
+def test_gradient_is_that_of_finite_differences() -> None:
+    """With deviations below and above the floor."""
+    method = VICReg(build_encoder("identity", 3))
+    method.expander = nn.Sequential()
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    x, y = (z * torch.tensor([0.4, 0.8, 3.0]).double() for z in (x, y))
+
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        return method.loss(Views((View(x), View(y)), torch.arange(5)), 0.0).total
+
+    assert torch.autograd.gradcheck(total, (x.requires_grad_(), y.requires_grad_()))
 
 
 def test_collapse_costs_the_floor() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from erg.encoders import build_encoder
 from erg.methods.wmse import WMSE, whiten
-from erg.views.plan import BYOL_FIRST, SIMCLR_SMALL
+from erg.views.plan import SIMCLR, SIMCLR_SMALL
 from erg.views.types import View, Views
 
 
@@ -45,6 +45,12 @@ def test_loss_is_golden(golden, name: str, normalised: bool) -> None:
     method = bare(group=8, normalised=normalised)
     total = method.loss(of(golden.array("W1"), golden.array("W2")), 0.0).total
     assert golden.agrees(f"W-MSE, {name}", total)
+
+
+def test_golden_arrays_are_white_to_twelve_digits(golden) -> None:
+    for name in ("W1", "W2"):
+        v = whiten(golden.array(name))
+        assert float((torch.cov(v.T) - torch.eye(3)).abs().max()) < 1e-12
 
 
 def test_whitened_embeddings_are_white() -> None:
@@ -123,4 +129,4 @@ def test_head_and_plan() -> None:
     assert [(a.out_features, a.bias is not None) for a in linears] == [(9, True), (5, True)]
     assert method.plan().main == (SIMCLR_SMALL,) * 4
     large = WMSE(build_encoder("conv", 128, width=8), hidden=4, dim=4)
-    assert large.plan().main == (BYOL_FIRST,) * 2
+    assert large.plan().main == (SIMCLR,) * 2

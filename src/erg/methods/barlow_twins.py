@@ -19,8 +19,9 @@ class BarlowTwins(Method):
     C = z_x^T z_y / b over the global batch (Zbontar et al. 2021, eq. 1 and 2). The loss looks at C
     and not at F of each pair, whose mean over the batch is -tr C / d.
 
-    Departs from the paper: z has 2,048 dimensions by default, not 8,192; the gradient is that of
-    the global batch, where the authors' code scales it by 1 / number of processes.
+    Departs from the paper: z and the hidden layers have 2,048 dimensions by default, not 8,192; the
+    gradient is that of the global batch, where the authors' code scales it by 1 / number of
+    processes.
     Checked against: golden numbers of both sums; loops over C; gradients by finite differences.
 
     Args:

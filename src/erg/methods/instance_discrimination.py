@@ -24,8 +24,8 @@ class InstanceDiscrimination(Method):
     eq. 2). With `negatives` = k > 0 instead noise contrastive estimation (eq. 4 to 7): with
     h_j = exp(-F(j, y) / T) / Z, L = -log h_i / (h_i + k / n) - sum_j log (k / n) / (h_j + k / n)
     over k random j, and Z the n-fold mean of the first batch, fixed from then on (eq. 8). After
-    each step m_i <- normalise((m_i + z_y) / 2). A view alone has the free energy
-    -T log sum_j exp(-F(j, y) / T).
+    each step m_i <- normalise((m_i + z_y) / 2), as in the authors' code. A view alone has the free
+    energy -T log sum_j exp(-F(j, y) / T).
 
     Departs from the paper: the full softmax by default, which costs little here; the random j are
     drawn once per step for the whole batch, not for each image; no proximal regularisation.

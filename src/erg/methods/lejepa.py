@@ -47,10 +47,11 @@ class LeJEPA(Method):
     directions, new at each step (Balestriero & LeCun 2025, SIGReg with the Epps-Pulley statistic).
     No teacher, no predictor, no stop-gradient.
 
-    Departs from the paper: four views of one size by default, as in the authors' minimal example;
-    with small crops of a plan of one's own all views, not only the large ones, make the mean.
+    Departs from the paper: four views of one size, lambda, dim and directions by default as in the
+    authors' minimal example (1,024 directions elsewhere); with small crops of a plan of one's own
+    all views, not only the large ones, make the mean.
     Checked against: golden numbers of the statistic and its mean for normal draws; a loop over
-    views and directions; many processes as one.
+    views and directions; finite differences; many processes as one.
 
     Args:
         views: views of each image.

@@ -24,8 +24,8 @@ class NNCLR(Method):
     Departs from the paper: the queue holds 4,096 embeddings by default, since its 98,304 are meant
     for 1.3 million images.
     Checked against: loops over queue and batch; with the batch's own z in the queue and no
-    predictor it is InfoNCE across views, whose numbers are golden; l and NN as summaries of the
-    paper quote them.
+    predictor it is InfoNCE across views, whose numbers are golden; finite differences; l and NN as
+    summaries of the paper quote them.
 
     Args:
         queue: embeddings remembered.

@@ -25,7 +25,7 @@ class RELIC(Method):
     Departs from the paper: the critic is one projector, and the teacher's a slow copy of it. The
     authors' code is not public: temperature, alpha and widths are choices of ours.
     Checked against: golden numbers of InfoNCE and of the divergence in both directions; loops; with
-    alpha 0 and no teacher it is InfoNCE across views.
+    alpha 0 and no teacher it is InfoNCE across views; finite differences.
 
     Args:
         temperature: T, of the softmax over images.

@@ -29,7 +29,8 @@ class SeLa(Method):
     are SwAV's; labels are made after every epoch (theirs: 100 times, often early on), and until an
     image has one it takes that of Sinkhorn-Knopp over its batch (theirs start random). Fewer
     prototypes by default, since 3,000 are meant for 1.3 million images.
-    Checked against: a loop over crops and heads; equal use of labels; assignments by brute force.
+    Checked against: a loop over crops and heads; equal use of labels; assignments by brute force;
+    finite differences.
 
     Args:
         size: rows of the bank, at least as many as images.

@@ -25,8 +25,11 @@ class SwAV(Method):
     from the large crops only and predicted from every other crop.
 
     Departs from the paper: fewer prototypes by default, since its 3,000 are meant for 1,000
-    classes. The queue holds z of the last images and its codes share in the balance.
-    Checked against: golden numbers of Sinkhorn and of the loss on two views.
+    classes. The queue, there for small batches only, is on by default and filled from the first
+    step on (the authors' begins to fill when it may be used). It holds z of the last images, whose
+    codes share in the balance.
+    Checked against: golden numbers of Sinkhorn and of the loss on two views; a loop over crops;
+    finite differences with the codes held.
 
     Args:
         prototypes: rows of C.

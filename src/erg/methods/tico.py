@@ -18,14 +18,15 @@ class TiCo(Method):
     """F(x, y) = 1 - cos(z_x, z'_y), z' from a slow teacher; z is pushed off where z has been.
 
     L = mean of F(x, y) + rho mean of z_x^T C z_x with unit z and the running second moments
-    C <- beta C + (1 - beta) mean of z_x z_x^T, without gradient (Zhu et al. 2022, transformation
-    invariance and covariance contrast). Since z^T C z is the weighted mean of (z . z_j)^2 over all
-    earlier z_j, C is a memory bank without bounds. The teacher is theta' <- m theta' + (1 - m)
-    theta after every step.
+    C <- beta C + (1 - beta) mean of z_x z_x^T, without gradient (Zhu et al. 2022, eq. 4,
+    transformation invariance and covariance contrast). Since z^T C z is the weighted mean of
+    (z . z_j)^2 over all earlier z_j, C is a memory bank without bounds. The teacher is
+    theta' <- m theta' + (1 - m) theta after every step.
 
-    Departs from the paper: nowhere known; rho = 8 is that of a port of its listing.
-    Checked against: a loop over all earlier embeddings; gradients with C held; both terms as a
-    summary of the paper quotes them. The paper's own equations were not seen.
+    Departs from the paper: nowhere known; rho = 8 is what a port of its listing says it recommends.
+    Checked against: a loop over all earlier embeddings; gradients with C held, by finite
+    differences too; both terms as a summary of the paper quotes them; eq. 4, and that C has no
+    gradient, as its figure shows, from discussions of another port. The paper was not seen itself.
 
     Args:
         hidden: width of the projector's hidden layer [features].

@@ -10,7 +10,7 @@ from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
-from erg.views.plan import BYOL_FIRST, LARGE, SIMCLR_SMALL, Plan
+from erg.views.plan import LARGE, SIMCLR, SIMCLR_SMALL, Plan
 from erg.views.types import View, Views
 
 
@@ -40,8 +40,10 @@ class WMSE(Method):
     groups, the same for all views, and the loss is the mean of F over all pairs of views. `energy`
     is that of z as it is, since a pair alone has no covariance.
 
-    Departs from the paper: groups may differ by one image where the batch is no multiple.
-    Checked against: golden numbers, normalised and not; a loop over groups; v is white.
+    Departs from the paper: groups may differ by one image where the batch is no multiple; small
+    images turn grey with probability 0.2, not 0.1; crops come before colours, not after.
+    Checked against: golden numbers, normalised and not; a loop over groups; v is white; gradients
+    by finite differences.
 
     Args:
         views: views of each image (2 or 4 in the paper).
@@ -78,7 +80,7 @@ class WMSE(Method):
 
     def plan(self) -> Plan:
         return Plan(
-            main=(SIMCLR_SMALL if self.encoder.image_size < LARGE else BYOL_FIRST,) * self.views
+            main=(SIMCLR_SMALL if self.encoder.image_size < LARGE else SIMCLR,) * self.views
         )
 
     def project(self, view: View) -> Float[Tensor, "b d"]:
