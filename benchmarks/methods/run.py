@@ -41,7 +41,13 @@ from erg.evaluate.knn import nearest, vote
 from erg.evaluate.linear import linear_accuracy
 from erg.evaluate.rank import effective_rank
 from erg.recipes.cifar import small
-from erg.recipes.default import OF_MANY_PATCHES, OF_PATCHES, OF_TOKENS, Seen
+from erg.recipes.default import (
+    OF_MANY_PATCHES,
+    OF_PATCHES,
+    OF_TOKENS,
+    WITHOUT_A_CLASS,
+    Seen,
+)
 from erg.schedule import Cosine, Schedule
 from erg.train.preempt import Stopped
 from erg.train.run import environment
@@ -125,7 +131,10 @@ def chosen(method: str, seed: int) -> erg.Run:
     momentum = catalog.arguments(catalog.find(method)).get("momentum")
     follows = momentum is not None and isinstance(momentum.default, Schedule)
     quick = {"momentum": Cosine(0.99, 1.0)} if follows else {}
-    return replace(run, method_args={**quick, **run.method_args})
+    form = WITHOUT_A_CLASS.get(method, {}) if family_of(method) == VIT else {}
+    return replace(
+        run, method_args={**quick, **run.method_args}, encoder_args={**run.encoder_args, **form}
+    )
 
 
 @cache

@@ -64,6 +64,24 @@ def test_loss_is_the_mean_energy() -> None:
     assert loss.total.item() == pytest.approx(method.energy(view, view).mean().item())
 
 
+def test_sequences_that_end_with_x_say_nothing_of_y() -> None:
+    """Their energy is 0, and the loss is the mean over all others."""
+    method, data = a_method(given=3), drawn(6)
+    data[1, 3:], data[2, 1:], data[4, 5:] = -1, -1, -1
+    view, some = View(data), torch.tensor([0, 3, 4, 5])
+    found = method.energy(view, view)
+    assert found[1:3].tolist() == [0, 0]
+    assert method.by_place(view, view)[1:3].tolist() == [[0] * 4] * 2
+    views = Views((view,), torch.arange(6), pairing="itself")
+    loss = method.loss(views, 0.0).total
+    assert loss.item() == pytest.approx(found[some].mean().item())
+    assert loss.item() == pytest.approx(method.loss(views.take(some), 0.0).total.item())
+    none = method.loss(views.take(torch.tensor([1, 2])), 0.0).total
+    assert none.item() == 0
+    none.backward()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+
+
 def test_x_is_half_and_its_vector_does_not_depend_on_y() -> None:
     method, data = a_method(), drawn(4)
     assert method.given == 3

@@ -79,6 +79,22 @@ def test_koleo_has_the_gradient_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(crowding, z.requires_grad_())
 
 
+def test_loss_has_the_gradient_of_finite_differences() -> None:
+    """Of all its parts together, with respect to the class token and the blank."""
+    method, batch = a_method(koleo=0.3), views(8)
+    method.loss(batch, 0.5).total.backward()
+    for p in (method.encoder.network.cls_token, method.blank):
+        flat, found = p.detach().flatten(), p.grad.flatten()
+        for i in range(0, len(flat), 5):
+            ends = []
+            for step in (1e-6, -1e-6):
+                with torch.no_grad():
+                    flat[i] += step
+                    ends.append(method.loss(batch, 0.5).total.item())
+                    flat[i] -= step
+            assert found[i].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-7)
+
+
 def test_koleo_has_a_finite_gradient_where_rows_are_equal() -> None:
     z = torch.ones(4, 3, requires_grad=True)
     crowding(z).backward()

@@ -115,7 +115,9 @@ def test_a_mask_that_hides_nothing_keeps_every_token_in_order() -> None:
     tokens = method.encoder.tokens(view.data)
     assert torch.allclose(method.encoder.tokens(view.data, view.mask), tokens, atol=1e-12)
     in_order = torch.arange(CELLS).expand(3, CELLS)
-    assert torch.allclose(method.predict(view), method.decoder(tokens, in_order), atol=1e-12)
+    vectors = method.encoder(view.data)
+    whole = method.decoder(tokens, in_order, vector=vectors)
+    assert torch.allclose(method.predict(view), whole, atol=1e-12)
     assert method.energy(view, view).tolist() == [0.0] * 3
 
 
@@ -134,6 +136,28 @@ def test_everything_learns() -> None:
     for name, p in method.named_parameters():
         assert p.grad is not None or name in fixed, name
     assert method.decoder.blank.grad is not None
+
+
+@pytest.mark.parametrize("form", [{}, {"global_pool": "avg", "fc_norm": False}])
+def test_the_encoders_vector_learns_too(form: dict[str, Any]) -> None:
+    """A class token, if there is one, is asked for something: the decoder is given it."""
+    torch.manual_seed(0)
+    encoder = build_encoder("vit_tiny_patch16_224", SIDE, **{**VIT, **form})
+    method, view = MAE(encoder, width=8, depth=1, heads=2).double(), a_view()
+    kept: list[Tensor] = []
+    masked = method.encoder.masked
+
+    def watched(data: Tensor, mask: Mask, blank: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        vectors, tokens = masked(data, mask, blank)
+        kept.append(vectors)
+        vectors.retain_grad()
+        return vectors, tokens
+
+    method.encoder.masked = watched
+    method.energy(view, view).sum().backward()
+    (vectors,) = kept
+    assert vectors.grad is not None
+    assert (vectors.grad.abs().sum(dim=1) > 0).all()
 
 
 def test_plan_hides_the_ratio_on_the_grid_of_the_encoder() -> None:

@@ -164,6 +164,31 @@ def test_gradients_reach_the_student_alone_and_treat_codes_as_constants() -> Non
         assert torch.allclose(grad, found[name], atol=1e-12), name
 
 
+@pytest.mark.parametrize("sinkhorn", [0, 3])
+def test_loss_has_the_gradient_of_finite_differences(sinkhorn: int) -> None:
+    """With the teacher's codes held: the student's vectors come from x alone, codes from y."""
+    method: Any = MSN(
+        build_encoder("identity", 3), prototypes=5, hidden=2, dim=3, ratio=0.0, small_crops=0,
+        sinkhorn=sinkhorn, weight=2.0,
+    )  # fmt: skip
+    method.head = nn.Sequential()
+    method.double()
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in "xy")
+    method.teacher = Teacher(Table(torch.randn(4, 3, generator=generator, dtype=torch.float64)))
+
+    def total(data: Tensor, weight: Tensor) -> Tensor:
+        method.prototypes.forward = lambda z: (
+            nn.functional.normalize(z, dim=1) @ nn.functional.normalize(weight, dim=1).T
+        )
+        method.codes = lambda view, steps: codes
+        return method.loss(Views((View(data), View(y)), torch.arange(4)), 0.5).total
+
+    codes = method.codes(View(y), sinkhorn)
+    weight = method.prototypes.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(total, (x.requires_grad_(), weight))
+
+
 def test_the_teacher_holds_encoder_and_head_and_follows() -> None:
     method = a_method(momentum=Constant(0.5))
     student = [*method.encoder.parameters(), *method.head.parameters()]

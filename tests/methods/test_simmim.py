@@ -119,6 +119,25 @@ def test_plan_hides_squares() -> None:
     assert SimMIM(vit).unit == 32  # as in the paper
 
 
+@pytest.mark.parametrize(
+    ("size", "patch", "unit"),
+    [(96, 16, 16), (128, 16, 16), (160, 16, 16), (192, 16, 16), (256, 16, 32), (256, 8, 32),
+     (240, 12, 24), (64, 8, 8), (32, 8, 8), (20, 20, 20)],
+)  # fmt: skip
+def test_squares_fill_images_of_any_size_by_default(size: int, patch: int, unit: int) -> None:
+    """Whole patches, that fill the image, of at most a seventh of it if one patch is not more."""
+    arguments: dict[str, Any] = {
+        "patch_size": patch, "embed_dim": 16, "depth": 0, "num_heads": 2,
+    }  # fmt: skip
+    method = SimMIM(build_encoder("vit_tiny_patch16_224", size, **arguments))
+    assert method.unit == unit
+    multiples = [s for s in range(1, size + 1) if s % patch == 0 and size % s == 0]
+    assert unit == max([s for s in multiples if 7 * s <= size] or [patch])
+    mask = method.plan().main[0].mask
+    assert mask is not None
+    assert mask.grid == (size // unit, size // unit)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="unit of 12 pixels does not divide an image of 32"):
         a_method(unit=12)

@@ -135,6 +135,26 @@ def test_decoder_of_all_other_places_is_that_of_the_whole() -> None:
     assert torch.allclose(found, decoder(tokens, keep)[:, wanted[0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("wanted", [None, torch.tensor([[4, 1, 3]])])
+def test_a_vector_of_the_whole_takes_part_without_a_place(wanted: torch.Tensor | None) -> None:
+    """As one more token, whose row is dropped; without blocks it tells nobody anything."""
+    decoder, tokens, keep = a_decoder(), torch.randn(1, 3, 6), torch.tensor([[0, 2, 5]])
+    vector = torch.randn(1, 6)
+    found, without = decoder(tokens, keep, wanted, vector), decoder(tokens, keep, wanted)
+    assert found.shape == without.shape
+    assert not torch.allclose(found, without, atol=1e-3)
+    seen: list[torch.Tensor] = []
+    decoder.blocks[0].register_forward_hook(lambda _m, given, _out: seen.append(given[0]))
+    decoder(tokens, keep, wanted)
+    decoder(tokens, keep, wanted, vector)
+    assert torch.equal(seen[1][:, 1:], seen[0])
+    assert torch.equal(seen[1][:, 0], decoder.embed(vector))
+    decoder.blocks = torch.nn.ModuleList()
+    assert torch.allclose(
+        decoder(tokens, keep, wanted, vector), decoder(tokens, keep, wanted), atol=1e-6
+    )
+
+
 def test_places_that_nobody_asks_for_take_no_part() -> None:
     decoder, tokens, keep = a_decoder(), torch.randn(1, 2, 6), torch.tensor([[1, 3]])
     few = decoder(tokens, keep, torch.tensor([[4]]))

@@ -84,6 +84,16 @@ def test_cosine_linear_is_a_weight_normalised_layer_of_gain_1() -> None:
     assert torch.allclose(layer.weight.grad, grad, atol=1e-12)
 
 
+def test_directions_start_as_those_of_dino() -> None:
+    """A torch linear layer without bias, under its weight norm: rows of norm sqrt(1 / 3)."""
+    torch.manual_seed(0)
+    weight = CosineLinear(256, 400).weight.detach()
+    theirs = nn.Linear(256, 400, bias=False).weight.detach()
+    assert float(weight.abs().max()) <= 1 / 16
+    assert float(weight.std()) == pytest.approx(float(theirs.std()), rel=0.02)
+    assert float(weight.norm(dim=1).mean()) == pytest.approx(3**-0.5, rel=0.01)
+
+
 def test_code_projector_is_dinos() -> None:
     torch.manual_seed(0)
     projector = code_projector(64, 256, 8)

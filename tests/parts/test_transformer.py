@@ -79,5 +79,9 @@ def test_sequences_that_do_not_fit_are_one_line() -> None:
         encoder(sequences())
     with pytest.raises(ValueError, match=r"tokens up to 11, .* 0 to 10\. .*vocabulary = 12"):
         encoder(torch.full((1, 3), 11))
+    data = sequences()[:, :6]
+    data[1] = -1
+    with pytest.raises(ValueError, match="sequence 1 holds no token: all its numbers are below 0"):
+        encoder(data)
     with pytest.raises(ValueError, match="8 features cannot be shared evenly by 3 heads"):
         build_encoder("sequence", 6, **{**SEQUENCE, "heads": 3})

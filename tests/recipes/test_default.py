@@ -1,6 +1,7 @@
 """The default recipe: sensible for every size of data, and said is said."""
 
 import pytest
+import torch
 
 from erg.recipes.default import ON_A_CPU, Seen, default
 
@@ -38,6 +39,22 @@ def test_the_chosen_encoders_can_be_built_and_suit_their_method() -> None:
             assert built.encoder.image_size == run.image_size
             assert built.plan().main
             assert built.encoder.exportable == (method in ("MAE", "IJEPA", "IBOT"))
+
+
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_vectors_are_means_of_patches_where_nothing_is_asked_of_a_class_token(
+    accelerator: bool,
+) -> None:
+    for method in ("SimMIM", "Data2Vec", "IJEPA", "MAE", "MSN"):
+        run, _ = default(Seen(500, 32, accelerator), method=method)
+        encoder = run.build().encoder.eval()
+        size = run.image_size
+        vectors, tokens = encoder.with_tokens(torch.randn(2, 3, size, size))
+        mean = torch.allclose(vectors, tokens.mean(dim=1), atol=1e-5)
+        assert mean == (method not in ("MAE", "MSN")), method
+        assert run.encoder_args.get("class_token", True) == (method != "IJEPA")
+    run, _ = default(Seen(500, 32, accelerator), method="IJEPA", init="pretrained")
+    assert (run.encoder_args["global_pool"], "class_token" in run.encoder_args) == ("avg", False)
 
 
 @pytest.mark.parametrize(("small", "side"), [(True, 32), (False, 64)])

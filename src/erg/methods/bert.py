@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from erg import distributed, energy, noise
 from erg.encoders import Encoder
@@ -23,7 +22,6 @@ class BERT(Method):
     one of pixels gives the mean of all that could be there. In F all that is hidden is blank. In
     `loss` 80 % of it is; another 10 % is a token drawn from the vocabulary, and 10 % stays as it
     was, so that what is seen has to be doubted, and what is not blank is made something of too.
-    Of a sequence so short that the mask hides none of it, one token is hidden.
 
     Departs from the paper: one sequence and no next one, no [CLS]: the encoder's vector is the mean
     of its tokens; W is a linear layer of its own, where the paper's is the embedding's behind a
@@ -33,7 +31,7 @@ class BERT(Method):
     where it beats unigrams and bigrams.
 
     Args:
-        ratio: share of the tokens hidden, at least one; never those behind the end of a sequence.
+        ratio: share of the tokens of each sequence hidden, at least one of them.
         blank: share of these that training shows as blank.
         random: share of these in whose place training shows a token drawn from the vocabulary; the
             rest stay as they are.
@@ -55,6 +53,11 @@ class BERT(Method):
                 f"BERT needs an encoder of sequences of tokens, which {encoder.name} is not. "
                 "Use the encoder sequence, on a text or an array of whole numbers [rows n]."
             )
+        if not 0 < ratio < 1:
+            raise ValueError(
+                f"ratio is the share of tokens that are hidden (got {ratio}). Choose one between 0 "
+                "and 1."
+            )
         if not (blank > 0 and random >= 0 and blank + random <= 1):
             raise ValueError(
                 f"blank and random are shares of what is hidden (got {blank} and {random}). Choose "
@@ -68,21 +71,6 @@ class BERT(Method):
     def plan(self) -> Plan:
         return Plan(main=(replace(WHOLE, mask=self.masking),), pairs="itself", kind="tokens")
 
-    def asked(self, view: View, index: Int[Tensor, " b"], step: int) -> View:
-        """The view with a token hidden in every sequence: one at random where the mask hides none.
-
-        Args:
-            view: sequences with masks.
-            index: what the choice is a function of, beside the step.
-            step: of the optimiser.
-        """
-        mask, n = view.need_mask("BERT"), view.data.shape[1]
-        chance = noise.uniform(index, n, purpose="asked", step=step)
-        one = one_hot(chance.masked_fill(view.data < 0, -1.0).argmax(dim=1), n).bool()
-        none = ~mask.hidden.any(dim=2).any(dim=1)
-        hidden = mask.hidden | (one & none[:, None])[:, None]
-        return replace(view, mask=replace(mask, hidden=hidden))
-
     def guess(
         self, x: View, y: View, places: Bool[Tensor, "b n"]
     ) -> tuple[Float[Tensor, " m"], Bool[Tensor, "b n"]]:
@@ -92,8 +80,6 @@ class BERT(Method):
         return energy.of_class(self.head(tokens[places]), y.data[places]), places
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
-        place = torch.arange(1, x.data.shape[1] + 1, device=x.data.device)
-        x = self.asked(x, (x.data * place).sum(dim=1), 0)  # F is a function of x and y alone
         return energy.of_hidden(*self.guess(x, y, hidden_of(x)))
 
     def by_place(self, data: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
@@ -117,7 +103,6 @@ class BERT(Method):
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)
-        view = self.asked(view, views.index, views.step)
         shown = self.shown(view, views.index, views.step)
         each = energy.of_hidden(*self.guess(shown, view, hidden_of(view)))
         return Loss(pull={"prediction": distributed.mean(each)})

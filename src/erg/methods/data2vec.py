@@ -22,9 +22,10 @@ class Data2Vec(Method):
     e^2 / (2 beta) where |e| < beta. The teacher is theta' <- m theta' + (1 - m) theta after every
     step.
 
-    Departs from the paper: positions and initial weights are the encoder's own; the hidden share
-    is met exactly; m rises in a straight line, as in fairseq's port (the authors' own code holds it
-    at 0.9998 throughout).
+    Departs from the paper: positions and initial weights are the encoder's own, and so is the class
+    token, of which nothing is asked, so that a ViT is best built with global_pool = avg and
+    fc_norm = False; the hidden share is met exactly; m rises in a straight line, as in fairseq's
+    port (the authors' own code holds it at 0.9998 throughout).
     Checked against: golden numbers; a loop over patches and blocks.
 
     Args:

@@ -22,8 +22,8 @@ class DelayedTransformer(Method):
     stand there, so that F times the length of y is -log p(y | x): nothing has to be pushed up.
 
     Departs from the paper: norms before each layer and places that are learned; no dropout and no
-    smoothing of labels; the mean is over the places of a sequence, then over sequences; the
-    decoder has embeddings of its own.
+    smoothing of labels; the mean is over the places of a sequence, then over the sequences that
+    have a y; the decoder has embeddings of its own.
     Checked against: loops over places; torch's decoder layer; a sum over all y, which is 1.
 
     Args:
@@ -65,11 +65,15 @@ class DelayedTransformer(Method):
         return each.view_as(wanted) * (wanted >= 0)
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
+        """0 where y is empty: of it nothing has to be predicted."""
         return energy.over_hidden(self.by_place(x, y), y.data[:, self.given :] >= 0)
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)
-        return Loss(pull={"prediction": distributed.mean(self.energy(view, view))})
+        each = self.energy(view, view)
+        share = distributed.mean((view.data[:, self.given :] >= 0).any(dim=1).to(each.dtype))
+        smallest = torch.finfo(each.dtype).tiny
+        return Loss(pull={"prediction": distributed.mean(each) / share.clamp_min(smallest)})
 
     def encode(self, data: Tensor) -> Float[Tensor, "b d"]:
         """The vector of x."""

@@ -20,10 +20,11 @@ class Distillation(Method):
     """F(x, y) = -T^2 sum_k p'_k(y) log p_k(x): a frozen classifier's opinion of y told from x.
 
     p = softmax(W f(x) / T) of the student and p' of the teacher at the same T; x and y are the same
-    view. L is the mean of F (Chen et al. 2020, SimCLRv2): no label is needed, the teacher
+    view. L is the mean of F (Chen et al. 2020, SimCLRv2, eq. 2): no label is needed, the teacher
     has seen what labels there are. T^2 keeps the size of gradients (Hinton et al. 2015).
 
-    Departs from the paper: nowhere; labels of its weighted sum never reach a method.
+    Departs from the paper: T^2 is its code's, not its equation's; labels of its weighted sum (eq.
+    3) never reach a method.
     Checked against: golden numbers at T = 1 and 2; a loop over classes; students that become their
     teacher.
 

@@ -23,9 +23,12 @@ class IJEPA(Method):
     theta' <- m theta' + (1 - m) theta after every step.
 
     Departs from the paper: h is the authors' code's (the paper writes a squared error); positions
-    and the class token, where there is one, are the encoder's own; the predictor is half as wide
-    and has 8 heads; contexts are cut to one size at random and not at the bottom of the image, and
-    to the size that is left where no two targets overlap and not to the batch's smallest.
+    and the class token, where there is one, are the encoder's own, and since nothing is asked of
+    that token a ViT is best built with global_pool = avg and fc_norm = False; the predictor is half
+    as wide as the encoder, with 6 blocks and 8 heads (384 features, 12 and the encoder's there);
+    targets may lie in the last row and column (never in the authors' code); contexts are cut to one
+    size at random and not at the bottom of the image, and to the size that is left where no two
+    targets overlap and not to the batch's smallest.
     Checked against: golden numbers; a loop over targets.
 
     Args:

@@ -15,9 +15,13 @@ class MAE(Method):
     """F(x, y) = mean over hidden patches p of ||y_p - d(f(x_visible))_p||^2.
 
     x is what is left of an image when 75 % of its patches are hidden, y the patches that were
-    hidden, each normalised by its own mean and standard deviation (He et al. 2022, section 3).
+    hidden, each normalised by its own mean and standard deviation (He et al. 2022, section 3). The
+    decoder d is given the encoder's tokens of what is left, and its vector, a ViT's class token, so
+    that this learns too.
 
-    Departs from the paper: decoder sizes follow the encoder, by default half its width.
+    Departs from the paper: the decoder is half as wide as the encoder, with 2 blocks and 4 heads
+    (512 features, 8 and 16 there); the encoder's positions are its own (fixed sines and cosines
+    there).
     Checked against: a loop over patches; ratio 0 keeps every token in order.
 
     Args:
@@ -64,7 +68,8 @@ class MAE(Method):
     def predict(self, x: View) -> Float[Tensor, "b n p"]:
         """All patches from the visible ones of x."""
         mask = x.need_mask("MAE")
-        return self.decoder(self.encoder.tokens(x.data, mask), mask.keep())
+        vectors, tokens = self.encoder.masked(x.data, mask)
+        return self.decoder(tokens, mask.keep(), vector=vectors)
 
     def target(self, y: View) -> Float[Tensor, "b n p"]:
         cells = energy.at_least_float32(patches(y.data, self.grid))

@@ -28,7 +28,8 @@ class MSN(Method):
     use. The teacher is theta' <- m theta' + (1 - m) theta after every step.
 
     Departs from the paper: every image leaves out patches of its own, where the authors leave out
-    the same for all of a batch.
+    the same for all of a batch; m is 1 in the end (0.9992 in the authors' code, whose schedules are
+    those of a run longer by a quarter).
     Checked against: golden numbers, with and without balance; a loop over crops.
 
     Args:
@@ -76,7 +77,6 @@ class MSN(Method):
         self.masking = Masking(grid=encoder.grid, ratio=ratio) if ratio and encoder.grid else None
         self.head = mlp(encoder.dim, hidden, hidden, dim, activation=nn.GELU)
         self.prototypes = CosineLinear(dim, prototypes)
-        nn.init.uniform_(self.prototypes.weight, -(dim**-0.5), dim**-0.5)
         self.teacher = Teacher(nn.Sequential(encoder, self.head))
 
     def plan(self) -> Plan:

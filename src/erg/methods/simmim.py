@@ -21,13 +21,15 @@ class SimMIM(Method):
     encoder with tokens will do: a ViT, a Swin or a convolutional one.
 
     Departs from the paper: what is learned instead of the hidden is a square of pixels and not a
-    token. A patch embedding is linear, so for a ViT that is the same but for the coordinates.
+    token. A patch embedding is linear, so for a ViT that is the same but for the coordinates. The
+    number of hidden squares is rounded to the nearest (29 of 49; 30 there). Nothing is asked of a
+    class token: a ViT is best built with global_pool = avg and fc_norm = False.
     Checked against: a loop over pixels.
 
     Args:
         ratio: share of squares hidden.
-        unit: side of the squares [pixels]; 0 takes a seventh of the image or one token's patch,
-            whichever is larger (32 of 224 pixels).
+        unit: side of the squares [pixels]; 0 takes as many of a token's patches as fill the image
+            and are not above a seventh of it, at least one (32 of 224 pixels).
         stride: side of what a token stands for, for encoders without patches [pixels].
         crop: smallest crop, as a fraction of the image's area.
     """
@@ -46,7 +48,8 @@ class SimMIM(Method):
         super().__init__(encoder)
         size = encoder.image_size
         patch = size // encoder.grid[0] if encoder.grid is not None else stride
-        unit = unit or max(patch, size // 7)
+        fitting = [s for s in range(patch, size // 7 + 1, patch) if size % s == 0]
+        unit = unit or max(fitting, default=patch)
         for name, side in (("a token's patch", patch), ("unit", unit)):
             if size % side:
                 raise ValueError(

@@ -85,10 +85,12 @@ class TokenDecoder(nn.Module):
         tokens: Float[Tensor, "b m d"],
         keep: Int[Tensor, "b m"],
         wanted: Int[Tensor, "b t"] | None = None,
+        vector: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b n p"]:
         """Predict every patch from the encoder's tokens of the visible ones at places `keep`.
 
-        With `wanted` only the patches at those places, and no others take part.
+        With `wanted` only the patches at those places, and no others take part. A vector of the
+        whole takes part without a place of its own.
         """
         known = self.embed(tokens)
         blank, positions = self.blank.to(known.dtype), self.positions.to(known.dtype)
@@ -98,10 +100,12 @@ class TokenDecoder(nn.Module):
             x = x + positions
         else:
             x = torch.cat([known + positions[keep], blank + positions[wanted]], dim=1)
+        before = 0 if wanted is None else keep.shape[1]
+        if vector is not None:
+            x, before = torch.cat([self.embed(vector)[:, None], x], dim=1), before + 1
         for block in self.blocks:
             x = block(x)
-        x = x if wanted is None else x[:, keep.shape[1] :]  # [b t width]
-        return self.predict(self.norm(x))
+        return self.predict(self.norm(x[:, before:]))  # [b n p] or [b t p]
 
 
 class ConvDecoder(nn.Module):

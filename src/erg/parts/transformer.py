@@ -107,8 +107,15 @@ class TokenTransformer(Encoder):
                 f"the sequences have {data.shape[1]} tokens, and this encoder takes at most "
                 f"{self.image_size}. Cut them, or build it with image_size = {data.shape[1]}."
             )
-        # An accelerator would have to be waited for.
-        if data.device.type == "cpu" and bool((data >= self.vocabulary).any()):
+        if data.device.type != "cpu":  # an accelerator would have to be waited for
+            return
+        empty = (data < 0).all(dim=1).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"sequence {int(empty[0])} holds no token: all its numbers are below 0. Leave it "
+                "out."
+            )
+        if bool((data >= self.vocabulary).any()):
             raise ValueError(
                 f"there are tokens up to {int(data.max())}, and this encoder knows 0 to "
                 f"{self.vocabulary - 1}. Build it with vocabulary = {int(data.max()) + 1}."

@@ -29,6 +29,13 @@ class Small:
 OF_PATCHES = ("MAE", "SimMIM")
 OF_MANY_PATCHES = ("DINOv2", "Data2Vec", "IBOT", "IJEPA", "MSN")
 """Which hide blocks of patches or make crops of two sizes."""
+WITHOUT_A_CLASS: dict[str, dict[str, Any]] = {
+    "Data2Vec": {"global_pool": "avg", "fc_norm": False},
+    "IJEPA": {"global_pool": "avg", "fc_norm": False, "class_token": False},
+    "SimMIM": {"global_pool": "avg", "fc_norm": False},
+}
+"""Which ask nothing of a ViT's class token, as arguments of one whose vector is the mean of its
+patches: their papers take that."""
 OF_TOKENS = ("BERT", "DelayedTransformer")
 """Which take sequences and no images."""
 
@@ -186,12 +193,15 @@ def _encoder(
         return "pixels", args, f"encoder pixels, contrast taken out: {method} trains no network."
     if method in OF_PATCHES + OF_MANY_PATCHES:
         why = f"{method} needs patches."
-        sizes = {"dynamic_img_size": True} if method in OF_MANY_PATCHES else {}
+        form: dict[str, Any] = {"dynamic_img_size": True} if method in OF_MANY_PATCHES else {}
+        form |= WITHOUT_A_CLASS.get(method, {})
+        if init is not None:
+            form.pop("class_token", None)  # which weights to start from have
         if seen.accelerator:
-            return "vit_small_patch16_224", sizes, f"encoder vit_small_patch16_224: {why}"
+            return "vit_small_patch16_224", form, f"encoder vit_small_patch16_224: {why}"
         small = seen.side < 64
         patch = (8 if small else 16) if method in OF_PATCHES else (4 if small else 12)
-        args = {"patch_size": patch, "depth": 6, **sizes}
+        args = {"patch_size": patch, "depth": 6, **form}
         return "vit_tiny_patch16_224", args, f"encoder vit_tiny, 6 blocks: {why}"
     if init is not None:
         return "resnet18", {}, "encoder resnet18: its public weights are the starting point."

@@ -6,7 +6,11 @@ of them and stand here once; what one row has beside them stands in its `departs
 
 - gradients are clipped by their joint norm;
 - learning rates warm up and then follow half a cosine, weight decay is constant;
-- one rate for all parameters, no decay by layer, dropped paths only where the encoder has them.
+- one rate for all parameters, no decay by layer, dropped paths only where the encoder has them;
+- biases and gains are not decayed, but by LARC, and the momentum of sgd is Nesterov's;
+- ResNets start with every block at nothing, which BYOL's did not;
+- the encoder that is kept is the student's, also where authors look at their teacher's (DINO and
+  what came of it, I-JEPA).
 
 Figures that the reference only recalls are marked so. What a run takes is told by
 `recipes.needs` and `recipes.estimates`.
@@ -16,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from erg.recipes.default import WITHOUT_A_CLASS
 from erg.schedule import Constant, Cosine
 from erg.train.run import Optimiser, Run
 from erg.views.plan import (
@@ -135,23 +140,32 @@ def _lars(lr: float, epochs: float, decay: float = 1e-6, end: float = 0.0) -> Op
     return Optimiser(name="lars", lr=lr, weight_decay=decay, warmup=10 / epochs, end=end)
 
 
-def _larc(epochs: float) -> Optimiser:
-    """SwAV's, for a batch of 4,096, with ten epochs of warm-up."""
-    return Optimiser(name="larc", lr=4.8, weight_decay=1e-6, warmup=10 / epochs, end=1e-3)
+def _larc(epochs: float, end: float = 1e-3) -> Optimiser:
+    """SwAV's, with ten epochs of warm-up."""
+    return Optimiser(name="larc", lr=4.8, weight_decay=1e-6, warmup=10 / epochs, end=end)
 
 
-def _sgd(lr: float, decay: float = 1e-4, end: float = 0.0) -> Optimiser:
-    return Optimiser(name="sgd", lr=lr, weight_decay=decay, warmup=0.0, end=end)
+def _sgd(lr: float, decay: float = 1e-4, end: float = 0.0, warmup: float = 0.0) -> Optimiser:
+    return Optimiser(name="sgd", lr=lr, weight_decay=decay, warmup=warmup, end=end)
 
 
 def _adamw(lr: float, warmup: float, decay: float = 0.04, **further: Any) -> Optimiser:
     return Optimiser(name="adamw", lr=lr, weight_decay=decay, warmup=warmup, **further)
 
 
-def _crops(large: tuple[float, float], small: tuple[float, float], count: int) -> Plan:
-    """DINO's colours with other shares of the image's area."""
-    main = tuple(replace(view, crop=large) for view in (BYOL_FIRST, BYOL_SECOND))
+def _crops(
+    large: tuple[float, float], small: tuple[float, float], count: int, mask: Masking | None = None
+) -> Plan:
+    """DINO's colours with other shares of the image's area; large crops may have masks."""
+    main = tuple(replace(view, crop=large, mask=mask) for view in (BYOL_FIRST, BYOL_SECOND))
     return Plan(main=main, local=(replace(DINO_LOCAL, crop=small),) * count)
+
+
+_IBOT_LARGE = _crops(
+    (0.32, 1.0), (0.05, 0.32), 10,
+    Masking(grid=(14, 14), ratio=0.3, spread=0.2, masked=0.5, kind="random"),
+)  # fmt: skip
+"""iBOT's for ViT-B and L."""
 
 
 _MEDIUM = Plan(
@@ -227,10 +241,19 @@ def moco_v3(backbone: str) -> Run:
 
 
 def swav(backbone: str) -> Run:
-    epochs, hidden = (800, 2048) if backbone == "R50" else (400, 8192)
+    epochs, batch, hidden, small, queue, end = {
+        "R50": (800, 4096, 2048, 6, 0, 1e-3),
+        "R50x2": (400, 4096, 8192, 4, 0, 1e-3),
+        "R50x4": (400, 2560, 8192, 4, 2560, 1e-3),
+        "R50x5": (400, 1536, 10_240, 4, 1536, 0.0),
+    }[backbone]
+    large, local = SWAV_GLOBAL, SWAV_LOCAL
+    if backbone == "R50x4":
+        large, local = replace(large, crop=(0.08, 1.0)), replace(local, crop=(0.08, 0.14))
     return _run(
-        "SwAV", backbone, _larc(epochs), epochs=epochs, batch=4096,
-        prototypes=3000, hidden=hidden, queue=0, freeze=1 / epochs,
+        "SwAV", backbone, _larc(epochs, end), epochs=epochs, batch=batch,
+        plan=Plan(main=(large,) * 2, local=(local,) * small), prototypes=3000, hidden=hidden,
+        queue=queue, queue_from=0.0, freeze=313 * batch / (epochs * IMAGENET),
     )  # fmt: skip
 
 
@@ -293,24 +316,26 @@ def relic_v2(backbone: str) -> Run:
 
 def dino(backbone: str) -> Run:
     if backbone == "R50":
-        plan = _crops((0.14, 1.0), (0.05, 0.14), 6)
         return _run(
-            "DINO", backbone, _sgd(0.12), epochs=800, batch=1024, plan=plan, prototypes=65_536
-        )
+            "DINO", backbone, _sgd(0.12, warmup=10 / 800), epochs=800, batch=1024,
+            plan=_crops((0.14, 1.0), (0.05, 0.14), 8), prototypes=65_536, freeze=1 / 800,
+        )  # fmt: skip
     epochs = {"ViT-S/16": 800, "ViT-S/8": 800, "ViT-B/16": 400, "ViT-B/8": 300}[backbone]
+    warm, frozen, end = (30, 1, 5e-3) if "-S/" in backbone else (50, 3, 4e-3)
     if backbone.endswith("/8"):
         plan = _crops((0.25, 1.0), (0.05, 0.25), 6)
     else:
         plan = _crops((0.4, 1.0), (0.05, 0.4), 8)
     return _run(
-        "DINO", backbone, _adamw(2e-3, 10 / epochs, clip=3.0), epochs=epochs, batch=1024, plan=plan,
-        prototypes=65_536, warmup=50 / epochs, freeze=1 / epochs,
+        "DINO", backbone, _adamw(2e-3, 10 / epochs, clip=3.0, end=end), epochs=epochs, batch=1024,
+        plan=plan, prototypes=65_536, warmup=warm / epochs, freeze=frozen / epochs,
     )  # fmt: skip
 
 
 def dino_xcit(backbone: str) -> Run:
+    end = 0.04 if "-S" in backbone else 0.01
     return _run(
-        "DINO", backbone, _adamw(1e-3, 10 / 300, clip=3.0), epochs=300, batch=1024,
+        "DINO", backbone, _adamw(1e-3, 10 / 300, clip=3.0, end=end), epochs=300, batch=1024,
         plan=_crops((0.3, 1.0), (0.05, 0.3), 8), prototypes=65_536, warmup=30 / 300,
         freeze=1 / 300,
     )  # fmt: skip
@@ -318,17 +343,20 @@ def dino_xcit(backbone: str) -> Run:
 
 def ibot(backbone: str) -> Run:
     epochs = {"ViT-S/16": 800, "ViT-B/16": 400, "ViT-L/16": 250}[backbone]
+    further: dict[str, Any] = {}
+    if backbone != "ViT-S/16":  # the figures are those of patches hidden one by one
+        further = {"plan": _IBOT_LARGE, "blocks": False}
     return _run(
         "IBOT", backbone, _adamw(2e-3, 10 / epochs, clip=3.0), epochs=epochs, batch=1024,
-        prototypes=8192, warmup=30 / epochs, freeze=1 / epochs,
+        prototypes=8192, warmup=30 / epochs, freeze=1 / epochs, **further,
     )  # fmt: skip
 
 
 def ibot_22k(backbone: str) -> Run:
-    optimiser = _adamw(2e-3, 5 / 50, clip=3.0)
     return _run(
-        "IBOT", backbone, optimiser, epochs=50, batch=1024, images=IMAGENET_22K, prototypes=8192
-    )
+        "IBOT", backbone, _adamw(2e-3, 5 / 50, clip=3.0), epochs=50, batch=1024,
+        images=IMAGENET_22K, plan=_IBOT_LARGE, blocks=False, prototypes=8192, freeze=1 / 50,
+    )  # fmt: skip
 
 
 def esvit(backbone: str) -> Run:
@@ -339,10 +367,10 @@ def esvit(backbone: str) -> Run:
 
 
 def seer(backbone: str) -> Run:
-    batch = {"RG-256GF": 8192, "RG-10B": 7936}[backbone]
+    batch, warm = {"RG-256GF": (8192, 0.066), "RG-10B": (7936, 0.044)}[backbone]
     run = _run(
         "SwAV", backbone,
-        Optimiser(name="larc", lr=0.3 * batch / 256, weight_decay=1e-5, warmup=0.066, end=1e-3),
+        Optimiser(name="larc", lr=0.3 * batch / 256, weight_decay=1e-5, warmup=warm, end=1e-3),
         epochs=1, batch=batch, images=A_BILLION, plan=_SEER, side=160, prototypes=16_000,
         hidden=8192, dim=256, depth=3, norm=False, iterations=10, eps=0.03, queue=0, freeze=0.0,
     )  # fmt: skip
@@ -362,18 +390,15 @@ def dinov2(backbone: str) -> Run:
     if backbone == "ViT-L/16":
         run = _run(
             "DINOv2", backbone, _adamw(5.7e-3, 0.1, clip=3.0), epochs=1, batch=2048, untied=False,
-            prototypes=65_536,
+            centring="mean", prototypes=65_536, warmup=30 / 100, freeze=1 / 100,
         )  # fmt: skip
         return replace(run, steps=125_000)
     mask = Masking(grid=(16, 16), ratio=0.3, spread=0.2, masked=0.5, stratified=True, kind="blocks")
-    plan = _crops((0.32, 1.0), (0.05, 0.32), 8)
-    plan = Plan(
-        main=tuple(replace(view, mask=mask) for view in plan.main),
-        local=tuple(replace(view, size=84 / 224) for view in plan.local),
-    )
+    plan = _crops((0.32, 1.0), (0.05, 0.32), 8, mask)
+    plan = replace(plan, local=tuple(replace(view, size=84 / 224) for view in plan.local))
     run = _run(
-        "DINOv2", backbone, _adamw(3.5e-4, 0.16, clip=3.0), epochs=1, batch=3072, plan=plan,
-        prototypes=131_072, dim=384, momentum=Cosine(0.994, 1.0),
+        "DINOv2", backbone, _adamw(3.5e-4, 80 / 500, clip=3.0), epochs=1, batch=3072, plan=plan,
+        prototypes=131_072, dim=384, momentum=Cosine(0.994, 1.0), warmup=30 / 500, freeze=1 / 500,
     )  # fmt: skip
     return replace(run, steps=625_000)
 
@@ -387,14 +412,18 @@ def dinov3(backbone: str) -> Run:
         return replace(run, steps=125_000)
     run = _run(
         "DINOv2", backbone, _adamw(4e-4, 0.1, clip=30.0, beta2=0.99), epochs=1, batch=4096,
-        prototypes=262_144, hidden=8192, dim=512, momentum=Constant(0.994),
+        prototypes=262_144, hidden=8192, dim=512, momentum=Constant(0.994), warmup=100 / 1230,
+        freeze=5 / 1230,
     )  # fmt: skip
     return replace(run, steps=1_230_000)
 
 
 def ijepa(backbone: str) -> Run:
-    side = 448 if backbone == "ViT-H/16" else 224
-    return _run("IJEPA", backbone, _adamw(1e-3, 40 / 300), epochs=300, batch=2048, side=side)
+    run = _run(
+        "IJEPA", backbone, _adamw(1e-3, 40 / 300), epochs=300, batch=2048,
+        side=448 if backbone == "ViT-H/16" else 224, width=384, depth=12, heads=16,
+    )  # fmt: skip
+    return replace(run, encoder_args={**run.encoder_args, **WITHOUT_A_CLASS["IJEPA"]})
 
 
 def lejepa(backbone: str) -> Run:
@@ -405,16 +434,22 @@ def lejepa(backbone: str) -> Run:
 
 
 def data2vec(backbone: str) -> Run:
-    if backbone == "ViT-B/16":
-        optimiser = _adamw(2e-3, 10 / 800, decay=0.05, clip=3.0)
-        return _run("Data2Vec", backbone, optimiser, epochs=800, batch=2048)
-    optimiser = _adamw(1e-3, 80 / 1600, decay=0.05, clip=3.0)
-    return _run("Data2Vec", backbone, optimiser, epochs=1600, batch=4096)
+    lr, warm, epochs, batch = (
+        (2e-3, 10, 800, 2048) if backbone == "ViT-B/16" else (1e-3, 80, 1600, 4096)
+    )
+    run = _run(
+        "Data2Vec", backbone, _adamw(lr, warm / epochs, decay=0.05, clip=3.0), epochs=epochs,
+        batch=batch, momentum=Constant(0.9998),
+    )  # fmt: skip
+    return replace(run, encoder_args={**run.encoder_args, **WITHOUT_A_CLASS["Data2Vec"]})
 
 
 _SMALL = "small crops of 84 pixels, which the patches divide"
 _DISTILLED = "trained by itself, where its authors distilled it from ViT-g/14; " + _SMALL
 _GRAM = "without Gram anchoring, rotary augmentation and the later stages"
+_REGIONS = "with regions from the start, where its authors begin without"
+_SLOW = "the teacher keeps one momentum, where its authors slow it down half-way"
+_MASKS = "backgrounds are removed only with saliency masks, which have to be given (`Run.mask`)"
 _LIKE_SWAV = "the optimiser is SwAV's: its authors released no code to train it"
 
 ROWS = (
@@ -462,8 +497,8 @@ ROWS = (
     Row("VICReg", "R200x2", vicreg, 77.3),
     Row("W-MSE 4", "R50", wmse, 72.56, recalled=True),
     Row("RELIC", "R50", relic, 74.8, recalled=True),
-    Row("RELICv2", "R50", relic_v2, 77.1, departs="without saliency masks"),
-    Row("RELICv2", "R200x2", relic_v2, 80.6, departs="without saliency masks"),
+    Row("RELICv2", "R50", relic_v2, 77.1, departs=_MASKS),
+    Row("RELICv2", "R200x2", relic_v2, 80.6, departs=_MASKS),
     Row("DINO", "R50", dino, 75.3, 67.5),
     Row("DINO", "ViT-S/16", dino, 77.0, 74.5),
     Row("DINO", "ViT-S/8", dino, 79.7, 78.3),
@@ -479,9 +514,9 @@ ROWS = (
     Row("iBOT", "ViT-L/16", ibot, 81.3, 77.7),
     Row("iBOT, ImageNet-22k", "ViT-L/16", ibot_22k, 82.3, 72.9),
     Row("EsViT", "Swin-S/7", esvit, 79.5, 77.7),
-    Row("EsViT", "Swin-B/7", esvit, 80.4, 78.9),
-    Row("EsViT", "Swin-S/14", esvit, 80.8, 79.1),
-    Row("EsViT", "Swin-B/14", esvit, 81.3, 79.3),
+    Row("EsViT", "Swin-B/7", esvit, 80.4, 78.9, departs=_REGIONS),
+    Row("EsViT", "Swin-S/14", esvit, 80.8, 79.1, departs=_REGIONS),
+    Row("EsViT", "Swin-B/14", esvit, 81.3, 79.3, departs=_REGIONS),
     Row("SEER", "RG-256GF", seer, 77.51),
     Row("SEER", "RG-10B", seer, 79.8),
     Row("MSN", "ViT-L/7", msn, 80.7, departs=_SMALL),
@@ -491,11 +526,12 @@ ROWS = (
     Row("DINOv2", "ViT-L/14", dinov2, 86.3, 83.5, departs=_DISTILLED),
     Row("DINOv2", "ViT-g/14", dinov2, 87.1, 83.7, departs=_SMALL),
     Row("DINOv3", "ViT-L/16", dinov3, 83.5, 82.0, departs=_GRAM),
-    Row("DINOv3", "ViT-7B/16", dinov3, 88.4, recalled=True, departs=_GRAM),
+    Row("DINOv3", "ViT-7B/16", dinov3, 88.4, recalled=True,
+        departs=_GRAM + "; crops are mirrored too; patches have as many directions as views"),
     Row("I-JEPA", "ViT-H/14", ijepa, 79.3, recalled=True),
     Row("I-JEPA", "ViT-H/16", ijepa, 81.1, recalled=True),
     Row("LeJEPA", "ViT-H/14", lejepa, 79.0),
     Row("data2vec", "ViT-B/16", data2vec, recalled=True),
-    Row("data2vec", "ViT-L/16", data2vec, recalled=True),
+    Row("data2vec", "ViT-L/16", data2vec, recalled=True, departs=_SLOW),
 )  # fmt: skip
 """The table."""
