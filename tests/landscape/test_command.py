@@ -39,3 +39,4 @@ def test_every_figure_is_found_and_told_of() -> None:
     for name in landscape.FIGURES:
         assert landscape.find(name).__doc__
         assert f"| {name} |" in told
+        assert f'"{name}"' in told  # in a block that the tests of the documentation execute

@@ -45,6 +45,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "reduction": {"steps": 300},
     "traversal": {"steps": 500},
     "anomalies": {"steps": 400},
+    "capacity": {"steps": 2000},
     "collapse": {"steps": 120},
     "permutations": {"most": 2, "steps": 200},
     "views": {"side": 64},
@@ -189,6 +190,7 @@ def test_training_lowers_the_energy_of_the_data_below_that_of_the_rest(name: str
 
 NEURAL = (
     "ContrastiveDivergence", "MaximumLikelihood", "NoiseContrastiveEstimation", "ScoreMatching",
+    "RBM", "BinaryAutoencoder",
 )  # fmt: skip
 
 
@@ -315,6 +317,28 @@ def test_f19_a_trained_encoder_has_better_neighbours() -> None:
     shown: Any = figure("neighbours")
     assert shown.pictures.shape[:3] == (3, 6, 8)
     assert not shown.wrong[:, :, 0].any()  # the query itself
+
+
+def test_a_latent_that_holds_all_of_y_makes_the_energy_low_everywhere() -> None:
+    found = facts("capacity")
+    shown: Any = figure("capacity")
+    for name, (few, full) in shown.maps.items():
+        share = found[f"mean F of the map where z holds all, beside little: {name}"]
+        assert share == pytest.approx(full.mean() / few.mean())
+        assert share < (0.2 if name == "Autoencoder" else 1e-6)
+    # One direction of two: the squared distance to a line, low on it and nowhere else.
+    middle = shown.points.mean(axis=0)
+    normal = np.linalg.svd(shown.points - middle)[2][1]
+    exact = ((shown.where.points.numpy() - middle) @ normal) ** 2
+    assert np.allclose(shown.maps["PCA"][0].ravel(), exact, atol=1e-4)
+
+
+def test_a_code_of_one_number_learns_points_by_heart_and_nothing_of_others() -> None:
+    found = facts("capacity")
+    constant = found["squared error of new points, by the mean of those known"]
+    assert constant == pytest.approx(1 + 1 / 24, rel=0.15)
+    assert found["squared error of points known by one number"] < 0.1 * constant
+    assert found["squared error of new points"] > constant
 
 
 def test_f20_collapses_only_without_shaping() -> None:

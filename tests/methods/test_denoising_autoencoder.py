@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from erg.encoders import build_encoder
 from erg.methods.denoising_autoencoder import DenoisingAutoencoder
+from erg.testing import check_method
 from erg.views.plan import LIGHT
 from erg.views.types import View, Views
 
@@ -22,9 +23,9 @@ def of_images(**arguments: Any) -> DenoisingAutoencoder:
     return DenoisingAutoencoder(encoder, **{"width": 8, "relative": False, **arguments}).double()
 
 
-def of_vectors(d: int) -> DenoisingAutoencoder:
+def of_vectors(d: int, **arguments: Any) -> DenoisingAutoencoder:
     torch.manual_seed(0)
-    return DenoisingAutoencoder(build_encoder("identity", d)).double()
+    return DenoisingAutoencoder(build_encoder("identity", d), **arguments).double()
 
 
 def squared_error(a: Tensor, b: Tensor) -> list[float]:
@@ -110,3 +111,57 @@ def test_plan_corrupts_a_copy_of_the_clean_view() -> None:
 def test_needs_a_clean_and_a_corrupted_view() -> None:
     with pytest.raises(ValueError, match="needs 2 main views"):
         of_vectors(3).loss(Views((View(drawn(4, 3)),), torch.arange(4)), 0.0)
+
+
+def pair(y: Tensor, step: int = 0, first: int = 0) -> Views:
+    views = (View(y), View(y + 0.01))
+    return Views(views, torch.arange(first, first + len(y)), step=step, pairing="alone")
+
+
+def test_salt_and_pepper_are_white_and_black_whole_pixels() -> None:
+    method, y = of_images(extreme=0.3), drawn(40, 3, 16, 16)
+    encoder, given = method.encoder, method.peppered(pair(y))
+    hit = (given != y + 0.01).any(dim=1)
+    assert hit.double().mean().item() == pytest.approx(0.3, abs=0.015)
+    black, white = (
+        torch.tensor([(end - m) / s for m, s in zip(encoder.mean, encoder.std, strict=True)])
+        for end in (0, 1)
+    )
+    pixels = given.movedim(1, -1)[hit]
+    kinds = [torch.isclose(pixels, end.double()).all(dim=1) for end in (black, white)]
+    assert (kinds[0] ^ kinds[1]).all()
+    assert kinds[0].double().mean().item() == pytest.approx(0.5, abs=0.03)
+    loss = method.loss(pair(y), 0.0).total
+    wanted = squared_error(method.reconstruct(given), y)
+    assert loss.item() == pytest.approx(sum(wanted) / 40, rel=1e-10)
+    # The energy knows of no corruption.
+    assert torch.equal(method.energy(None, View(y)), of_images().energy(None, View(y)))
+
+
+def test_salt_and_pepper_depend_on_image_and_step_alone() -> None:
+    method, y = of_images(extreme=0.5), drawn(6, 3, 16, 16)
+    whole = method.peppered(pair(y))
+    assert torch.equal(whole[4:], method.peppered(pair(y[4:], first=4)))
+    assert not torch.equal(whole, method.peppered(pair(y, step=1)))
+    assert torch.equal(of_images().peppered(pair(y)), y + 0.01)
+
+
+def test_of_vectors_the_extremes_are_those_seen_in_training() -> None:
+    method = of_vectors(5, extreme=0.5)
+    first, second = drawn(30, 5), 3 * drawn(30, 5, seed=1)
+    for y in (first, second):
+        method.train().loss(pair(y), 0.0)
+    low, high = (float(torch.cat([first, second]).aminmax()[i]) for i in (0, 1))
+    assert [float(method.least), float(method.largest)] == pytest.approx([low, high])
+    method.eval().loss(pair(100 * first), 0.0)
+    assert float(method.largest) == pytest.approx(high)
+    given = method.peppered(pair(first))
+    hit = given != first + 0.01
+    assert 0.35 < hit.double().mean().item() < 0.65
+    assert set(given[hit].tolist()) == {float(method.least), float(method.largest)}
+
+
+def test_with_extremes_it_keeps_the_contract() -> None:
+    check_method(DenoisingAutoencoder, arguments={"width": 16, "extreme": 0.2})
+    with pytest.raises(ValueError, match=r"extreme is a probability in \[0, 1\] \(got 1.5\)"):
+        of_images(extreme=1.5)

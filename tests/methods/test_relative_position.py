@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erg.encoders import build_encoder
+from erg.method import Method
 from erg.methods.relative_position import RelativePosition
+from erg.methods.rotation import Rotation
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, Plan, Tiles
 from erg.views.render import make_views
@@ -36,7 +38,7 @@ def a_method(**arguments: Any) -> RelativePosition:
     return RelativePosition(encoder, **{"hidden": 16, **arguments}).double()
 
 
-def views(method: RelativePosition, n: int = 4, step: int = 0, plan: Plan | None = None) -> Views:
+def views(method: Method, n: int = 4, step: int = 0, plan: Plan | None = None) -> Views:
     encoder = method.encoder
     made = make_views(
         pictures(n, seed=step), plan or method.plan(), seed=0, epoch=step, step=step,
@@ -177,3 +179,36 @@ def test_it_learns_where_tiles_belong() -> None:
         right = method.logits(x, order_of(x)).argmax(dim=2) == torch.arange(8)
         assert right.float().mean() > 0.7  # chance is 0.125
         assert (method.energy(x, order_of(x)) < method.energy(x, other)).all()
+
+
+def test_two_tasks_take_turns_on_one_trunk() -> None:
+    """Methods that are given the same encoder share it; each batch trains the head of its task."""
+    torch.manual_seed(0)
+    encoder = build_encoder("conv", 48, width=16, stages=2)
+    position, rotation = RelativePosition(encoder, hidden=32, drop=0.3), Rotation(encoder)
+    heads = {position: position.head, rotation: rotation.classifier}
+    plans = {
+        task: Plan(
+            main=tuple(replace(view, crop=None, flip=0.0) for view in task.plan().main),
+            pairs=task.plan().pairs,
+        )
+        for task in heads
+    }
+    weights = {*position.parameters(), *rotation.parameters()}
+    assert len(weights) == sum(len([*m.parameters()]) for m in (encoder, *heads.values()))
+    optimiser = torch.optim.Adam(weights, lr=1e-2)
+    for step in range(60):
+        task, other = (position, rotation) if step % 2 else (rotation, position)
+        optimiser.zero_grad()
+        batch = views(task, 16, step, plans[task]).to(dtype=torch.float32)
+        task.train().loss(batch, 0.0).total.backward()
+        assert all(p.grad is not None for m in (encoder, heads[task]) for p in m.parameters())
+        assert all(p.grad is None for p in heads[other].parameters())
+        optimiser.step()
+    with torch.no_grad():
+        (tiles,) = views(position, 24, 99, plans[position]).to(dtype=torch.float32).main
+        found = position.eval().logits(tiles, order_of(tiles)).argmax(dim=2)
+        assert (found == torch.arange(8)).float().mean() > 0.5  # chance is 0.125
+        turns = views(rotation, 24, 99, plans[rotation]).to(dtype=torch.float32).main
+        found = torch.stack([rotation.eval().logits(view).argmax(dim=1) for view in turns])
+        assert (found == torch.arange(4)[:, None]).float().mean() > 0.6  # chance is 0.25

@@ -175,6 +175,51 @@ def test_lista_learns_better_codes_than_as_many_steps_of_ista() -> None:
     assert error() < 0.5 * before
 
 
+def likely(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Atoms that resemble each other, and vectors made of a few of them."""
+    common = drawn(1, 16, seed=5)
+    atoms = energy.normalise(drawn(32, 16, seed=6) + 1.5 * common)
+    sparse = drawn(n, 32, seed=seed) * (drawn(n, 32, seed=seed + 1) > 1)
+    return atoms, sparse @ atoms
+
+
+def test_fista_reaches_what_ista_does_in_a_third_of_the_steps() -> None:
+    """Of 90 or more; the first few steps of both are alike."""
+    atoms, y = likely(200, seed=7)
+    method = a_method(16, k=32, sparsity=0.1)
+    with torch.no_grad():
+        method.atoms.copy_(atoms)
+
+    def objective(iterations: int, fast: bool) -> float:
+        z = inference.ista(y, atoms, 0.1, iterations=iterations, fast=fast)
+        return method.of_code(y, z).mean().item()
+
+    for iterations in (90, 300, 900):
+        assert objective(iterations // 3, True) <= objective(iterations, False)
+
+
+def test_seven_layers_of_lista_beat_seven_steps_of_fista() -> None:
+    """Code error, not the objective, on vectors it was not trained on."""
+    atoms, y = likely(2400, seed=9)
+    method = a_method(16, k=32, learned="lista", layers=6, sparsity=0.05, iterations=1500)
+    with torch.no_grad():
+        method.atoms.copy_(atoms)
+    method.after_epoch(y)
+    given = method.centred(y).detach()
+    z, held = method.infer(given), slice(0, 400)
+    few = inference.ista(given[held], method.atoms, 0.05, iterations=7)
+    fista = energy.squared_distance(few, z[held]).mean().item()
+    optimiser = torch.optim.Adam([method.feed, method.inhibit, method.threshold], lr=3e-3)
+    for step in range(150):
+        rows = slice(400 + step % 4 * 500, 900 + step % 4 * 500)
+        optimiser.zero_grad()
+        energy.squared_distance(method.predict(given[rows]), z[rows]).mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        lista = energy.squared_distance(method.predict(given[held]), z[held]).mean().item()
+    assert lista < 0.7 * fista, (lista, fista)
+
+
 def test_psd_has_a_third_term_that_ties_code_and_network() -> None:
     method, y = a_method(learned="psd", pull=0.6), drawn(4, 5)
     with torch.no_grad():

@@ -53,6 +53,42 @@ def test_it_is_a_contracting_and_an_expanding_path(skips: bool, side: int) -> No
     assert loss.total.item() == pytest.approx(error.mean().item())
 
 
+def transposed(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """Every place puts its filter down, a stride from its neighbour's; then the edge is cut."""
+    b, _, h, w = x.shape
+    side = weight.shape[-1]
+    out = torch.zeros(b, weight.shape[1], (h - 1) * stride + side, (w - 1) * stride + side)
+    for i in range(h):
+        for j in range(w):
+            put = torch.einsum("bi,iokl->bokl", x[:, :, i, j], weight)
+            out[:, :, i * stride : i * stride + side, j * stride : j * stride + side] += put
+    return out[..., padding : -padding or None, padding : -padding or None] + bias[:, None, None]
+
+
+@pytest.mark.parametrize("side", [16, 13])
+def test_transposed_convolutions_double_the_sides(side: int) -> None:
+    method, y = a_method(side, transposed=True).eval(), drawn(2, 3, side, side)
+    fine, coarse = method.encoder.maps(y)
+    (step,) = method.steps
+    larger: Any = method.enlarge[0]
+    x = transposed(coarse, larger.weight, larger.bias, 2, 1)
+    assert x.shape[-1] == 2 * coarse.shape[-1]
+    x = step(enlarged(x, fine.shape[-1]))
+    assert torch.allclose(method.reconstruct(y), method.last(enlarged(x, side)), atol=1e-5)
+
+
+def test_transposed_it_learns_to_repeat_pictures() -> None:
+    method = a_method(transposed=True).train()
+    optimiser = torch.optim.Adam(method.parameters(), lr=5e-3)
+    for step in range(120):
+        optimiser.zero_grad()
+        method.loss(batch(pictures(32, seed=step)), 0.0).total.backward()
+        optimiser.step()
+    y = pictures(64, seed=999)
+    with torch.no_grad():
+        assert method.eval().energy(None, View(y)).mean().item() < 0.25 * y.var().item()
+
+
 def test_without_skips_everything_passes_through_the_code() -> None:
     y = drawn(2, 3, 16, 16)
     for skips in (False, True):
@@ -103,5 +139,5 @@ def test_plan_and_contract() -> None:
     plan = a_method(crop=0.7).plan()
     assert plan.pairs == "alone"
     assert plan.main[0].crop == (0.7, 1.0)
-    check_method(UNetAutoencoder, arguments={"skips": True})
+    check_method(UNetAutoencoder, arguments={"skips": True, "transposed": True})
     check_method(UNetAutoencoder, encoder_arguments={"stages": 1, "width": 12, "whole": True})

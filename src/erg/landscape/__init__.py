@@ -35,6 +35,7 @@ FIGURES = {
     "atoms": ("atoms.Atoms", "F11: atoms and filters of sparse coding"),
     "permutations": ("permutations.Permutations", "F14: jigsaw and PIRL by number of orders"),
     "neighbours": ("codes.Neighbourhoods", "F19: nearest neighbours by three encoders"),
+    "capacity": ("capacities.Capacity", "a latent that holds too much: F low everywhere; by heart"),
     "collapse": ("embeddings.Collapse", "F20: a joint embedding collapses; Sinkhorn's marginals"),
     "views": ("embeddings.ManyViews", "F23: augmentations of a photograph, and 75 % of it hidden"),
     "roll": ("manifolds.Roll", "F25: a rolled-up sheet, by PCA and by an autoencoder"),

@@ -91,6 +91,7 @@ class Canvas:
         where: Grid,
         levels: np.ndarray,
         *,
+        low: float | None = None,
         top: float | None = None,
         contours: int = 10,
         colours: str = "bone",
@@ -102,6 +103,7 @@ class Canvas:
             ax: the panel.
             where: the grid.
             levels: F on it [h w].
+            low: smallest value told apart; by default the smallest there is.
             top: largest value told apart; by default the largest there is.
             contours: lines of equal energy.
             colours: of matplotlib, from black to white.
@@ -112,7 +114,7 @@ class Canvas:
 
         shades = colormaps[colours](np.linspace(0, self.theme.brightest, 256))
         top = float(levels.max()) if top is None else top
-        low = float(levels.min())
+        low = float(levels.min()) if low is None else low
         image = ax.imshow(
             levels, origin="lower", extent=where.extent, cmap=ListedColormap(shades),
             vmin=low, vmax=top, interpolation="bilinear", aspect="equal",

@@ -28,7 +28,8 @@ class Colourisation(Method):
     does afterwards: `encode` takes the colours out.
 
     Departs from the paper: colours, at a quarter of the image's side, are made from one vector; p
-    is a running mean over the images seen; the bins and their number follow from `step`.
+    is a running mean over the images seen, not blurred over the bins; the bins and their number
+    follow from `step`, by default twice the paper's 10, since one vector tells few colours apart.
     Checked against: Lab from the chromaticities of sRGB's primaries; loops over pixels.
 
     Args:

@@ -25,18 +25,24 @@ class UNetAutoencoder(Method):
     `skips` they are there: y passes beside z, which carries little then, and F is low for nearly
     every y. That is a lesson, not a way to learn.
 
-    Departs from the paper: maps are enlarged by nearest neighbours, not transposed convolutions;
-    group normalisation; the encoder has as many convolutions per stage as it has.
+    Departs from the paper: unless `transposed`, maps are enlarged by nearest neighbours, which
+    leave no checkerboard, and so is the finest map to the image; transposed convolutions are 4 x 4,
+    which their stride divides, not 2 x 2; group normalisation; the encoder has as many convolutions
+    per stage as it has.
     Checked against: loops; what is lost when z is taken from another image.
 
     Args:
         skips: whether the finer maps of the encoder reach g.
+        transposed: whether g enlarges maps by transposed convolutions, as a convolutional
+            autoencoder mirrors its encoder.
         crop: smallest crop, as a fraction of the image's area.
     """
 
     cell = Cell("latent-variable", "architectural", by="a code with few places")
 
-    def __init__(self, encoder: Encoder, *, skips: bool = False, crop: float = 0.5) -> None:
+    def __init__(
+        self, encoder: Encoder, *, skips: bool = False, transposed: bool = False, crop: float = 0.5
+    ) -> None:
         super().__init__(encoder)
         if not encoder.map_widths:
             raise ValueError(
@@ -46,6 +52,10 @@ class UNetAutoencoder(Method):
         self.skips, self.crop = skips, crop
         finer, coarsest = encoder.map_widths[:-1], encoder.map_widths[-1]
         widths = [coarsest, *reversed(finer)]
+        self.enlarge = nn.ModuleList(
+            nn.ConvTranspose2d(a, a, 4, stride=2, padding=1) if transposed else nn.Identity()
+            for a in widths[:-1]
+        )
         self.steps = nn.ModuleList(
             nn.Sequential(*_convolved(a + b * skips, b), *_convolved(b, b))
             for a, b in itertools.pairwise(widths)
@@ -61,8 +71,9 @@ class UNetAutoencoder(Method):
         Without skips only the last map is looked at, and of the others their sides.
         """
         *finer, x = maps
-        for step, skipped in zip(self.steps, reversed(finer), strict=True):
-            x = interpolate(x, size=skipped.shape[-2:])
+        for larger, step, skipped in zip(self.enlarge, self.steps, reversed(finer), strict=True):
+            # Transposed convolutions double the sides: a last row may be one too many.
+            x = interpolate(larger(x), size=skipped.shape[-2:])
             x = step(torch.cat([x, skipped], dim=1) if self.skips else x)
         return self.last(interpolate(x, size=(size, size)))
 
