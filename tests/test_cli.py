@@ -150,11 +150,13 @@ def test_what_a_run_can_switch_on(pictures: Path, tmp_path: Path) -> None:
     arguments = [
         "--encoder", "resnet18", "--encoder.small-stem", "true", "--encoder.layers=[1,1,1,1]",
         "--encoder.channels=[8,8,8,8]", "--recompute", "--optimiser", "larc", "--no-report",
+        "--not-finite", "skip",
     ]  # fmt: skip
     assert main(["pretrain", str(pictures), "--out", str(out), *QUICK[2:], *arguments]) == 0
     told = json.loads((out / "run.json").read_text())
     assert told["encoder_args"]["small_stem"] is True
     assert (told["recompute"], told["optimiser"]["name"]) == (True, "larc")
+    assert told["not_finite"] == "skip"
     assert load_encoder(out / "encoder").get_submodule("network.conv1").weight.shape[2:] == (3, 3)
 
 

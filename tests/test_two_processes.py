@@ -204,7 +204,8 @@ def of_shaping(part: Part, n: int) -> Outcome:
 
 @dataclass(frozen=True)
 class Whole:
-    """A method with all it needs, trained for two steps on a batch of 8.
+    """A method with all it needs, trained for two steps: on a batch of 8 and on one of 7, which two
+    processes cannot share evenly.
 
     Args:
         name: of the method in the catalogue.
@@ -255,7 +256,8 @@ class Whole:
         trained = [p for p in method.parameters() if p.requires_grad]
         method.after_epoch(drawn(20, method.encoder.dim, seed=5))
         for step, progress in enumerate((0.0, 0.5)):
-            total = method.train().loss(self.views(method, step).take(mine), progress).total
+            views = self.views(method, step, 8 - step).take(mine)
+            total = method.train().loss(views, progress).total
             outcome.same[f"total {step}"] = total
             if not total.requires_grad:
                 continue
@@ -272,6 +274,7 @@ class Whole:
             method.after_step(progress)
             if step == 0:
                 method.zero_grad(set_to_none=True)
+        method.after_epoch(drawn(20, method.encoder.dim, seed=6))  # memories hold something now
         outcome.same |= dict(method.state_dict())
         outcome.same |= {
             f"gradient of {name}": p.grad

@@ -23,7 +23,7 @@ COMMANDS = {
     "landscape": ("erg.commands.landscape", "Draw the figures of the course from trained models."),
     "report": ("erg.commands.report", "Write report.html, one file to look at."),
     "methods": ("erg.commands.methods", "List the methods, or show one and its arguments."),
-    "doctor": ("erg.commands.doctor", "Show versions, devices, memory and disk."),
+    "doctor": ("erg.commands.doctor", "Show versions, devices, memory, disk; warm the cache."),
 }
 
 OK, USAGE, DATA, DIVERGED = 0, 2, 3, 4
@@ -81,17 +81,17 @@ def _guarded(name: str, rest: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        from erg.commands.show import inert
         from erg.train.launch import first_to_fail, leads, leave
 
-        code = _code(error)
+        code, said = _code(error), inert(_one_line(error))
         # All processes are asked to stop together, and one says so; they fail one after another.
         says = leads() if code in (75, 130) else first_to_fail()
         if says and code is not None:
-            print(f"erg: {_one_line(error)}", file=sys.stderr)
+            print(f"erg: {said}", file=sys.stderr)
         elif says:
             print(
-                f"erg: {type(error).__name__}: {_one_line(error)} This should not happen; "
-                "--debug shows where.",
+                f"erg: {type(error).__name__}: {said} This should not happen; --debug shows where.",
                 file=sys.stderr,
             )
         return leave(1 if code is None else code)

@@ -26,14 +26,21 @@ def png(i: int = 0) -> bytes:
     return stream.getvalue()
 
 
-HOSTILE = [
+LEADING_OUT = [
     "../../escape.png",
     "/absolute.png",
     "C:\\windows\\drive.png",
     "a/../../b.png",
     "..\\back.png",
-    "a/b\nc.png",
 ]
+LINKS = {
+    "symlink.png": tarfile.SYMTYPE,
+    "hard_link.png": tarfile.LNKTYPE,
+    "character_device.png": tarfile.CHRTYPE,
+    "block_device.png": tarfile.BLKTYPE,
+    "pipe.png": tarfile.FIFOTYPE,
+}
+HONEST = ["a/b\nc.png", "./d.png", "e..f/g...png", "h:1.png"]
 
 
 def names(source: Source) -> list[str]:
@@ -78,24 +85,40 @@ def test_many_threads_share_an_archive(tmp_path: Path) -> None:
         assert list(pool.map(source.bytes, order)) == [contents[i] for i in order]
 
 
-def test_hostile_names_are_inert(tmp_path: Path) -> None:
+def test_ten_ways_out_are_refused(tmp_path: Path) -> None:
+    """By name and by link, in a tar; by name in a zip, whose links are refused below. Nothing is
+    written, names are shown as they are, and honest ones that look like them are read."""
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     with zipfile.ZipFile(inside / "x.zip", "w") as archive:
-        for name in HOSTILE:
+        for name in [*LEADING_OUT, *HONEST]:
             archive.writestr(name, png())
     with tarfile.open(inside / "x.tar", "w") as tar:
-        for name in HOSTILE:
+        for name in [*LEADING_OUT, *HONEST]:
             info = tarfile.TarInfo(name)
             info.size = len(png())
             tar.addfile(info, io.BytesIO(png()))
+        for name, kind in LINKS.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "../../../etc/passwd"
+            tar.addfile(info)
     before = sorted(tmp_path.rglob("*"))
-    for archive_name in ("x.zip", "x.tar"):
+    refused: dict[str, list[str]] = {"x.zip": [], "x.tar": []}
+    for archive_name, found in refused.items():
         source = open_source(inside / archive_name, label="folder")
-        assert sorted(names(source)) == sorted(HOSTILE)
-        for i in range(len(source)):
-            np.testing.assert_array_equal(source.read(i), RGB[0])
+        links = LINKS if archive_name == "x.tar" else {}
+        assert sorted(names(source)) == sorted([*LEADING_OUT, *HONEST, *links])
+        for i, name in enumerate(names(source)):
             source.label(i)
+            if name in HONEST:
+                np.testing.assert_array_equal(source.read(i), RGB[0])
+                continue
+            reason = "leads out of the archive" if name in LEADING_OUT else "It is a link, a device"
+            with pytest.raises(UnreadableImage, match=reason):
+                source.item(i)
+            found.append(name)
+    assert len(refused["x.tar"]) == 10
+    assert len(refused["x.zip"]) == 5
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -315,6 +315,21 @@ def test_draft_looks_like_full_decoding() -> None:
     assert np.abs(fast - full).mean() < 1.5
 
 
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a quarter here, the smallest of its fractions that leaves the filter twice the size."""
+    decoded: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def noted(self: Image.Image, *given: Any, **how: Any) -> Image.Image:
+        decoded.append(self.size)
+        return resize(self, *given, **how)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    for kind in ("JPEG", "PNG"):
+        load_rgb(encoded(Image.new("RGB", (800, 600), "red"), kind), short_side=60)
+    assert decoded == [(200, 150), (800, 600)]
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_first_of_several_frames(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]

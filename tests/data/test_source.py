@@ -1,6 +1,7 @@
 """Every kind of source gives the same images; awkward names, links and pipes do no harm."""
 
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from erg.data.decode import UnreadableImage
-from erg.data.source import DataError, Source, open_source, printable
+from erg.data.source import DataError, Source, masks_of, open_source, printable
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 9, 11, 3), dtype=np.uint8)
 
@@ -122,14 +123,22 @@ def test_links(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
-def test_pipes_neither_block_nor_vanish(tmp_path: Path) -> None:
+def test_pipes_and_sockets_neither_block_nor_vanish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path / "a.png")
     for name in ("pipe.png", "pipe.zip", "pipe.parquet"):
         os.mkfifo(tmp_path / name)
-    source = open_source(tmp_path)
-    assert names(source) == ["a.png", "pipe.png"]
-    with pytest.raises(UnreadableImage, match="It is a pipe"):
-        source.read(1)
+    monkeypatch.chdir(tmp_path)  # the whole name may be longer than a socket's may be
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+        source = open_source(tmp_path)
+        assert names(source) == ["a.png", "pipe.png", "socket.png"]
+        for i, what in ((1, "It is a pipe"), (2, "It is a socket")):
+            with pytest.raises(UnreadableImage, match=what):
+                source.read(i)
+        with pytest.raises(DataError, match="is a pipe, a device or a broken link"):
+            open_source(tmp_path / "socket.png")
     for name in ("pipe.png", "pipe.zip", "pipe.parquet"):
         with pytest.raises(DataError, match="is a pipe, a device or a broken link"):
             open_source(tmp_path / name)
@@ -246,3 +255,38 @@ def test_list_of_pil_images() -> None:
     source = open_source([Image.fromarray(image) for image in RGB])
     np.testing.assert_array_equal(source.read(2), RGB[2])
     assert source.label(2) is None
+
+
+def test_masks_of_files_have_their_names_but_for_the_ending(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "a/2.png", "b/1.png", "3.webp"):
+        save(tmp_path / "photos" / name, 0)
+    for k, name in enumerate(("a/1.png", "a/2.bmp", "a/2.png", "b/other.png")):
+        save(tmp_path / "masks" / name, k)
+    source = open_source(tmp_path / "photos")
+    masks = masks_of(source, str(tmp_path / "masks"))
+    assert names(source) == ["3.webp", "a/1.jpg", "a/2.png", "b/1.png"]
+    assert names(masks) == ["3.webp", "a/1.png", "a/2.png", "b/1.png"]
+    assert "masks" in masks.describe()
+    assert "of 2 of 4 images" in masks.describe()
+    np.testing.assert_array_equal(masks.read(1), RGB[0])
+    np.testing.assert_array_equal(masks.read(2), RGB[2])  # the same name before another ending
+    for missing in (0, 3):
+        with pytest.raises(FileNotFoundError):
+            masks.read(missing)
+
+
+def test_masks_that_cannot_serve_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "photos" / "1.png", 0)
+    save(tmp_path / "photos" / "masks" / "1.png", 0)
+    save(tmp_path / "others" / "2.png", 0)
+    source = open_source(tmp_path / "photos")
+    for where, words in (
+        (tmp_path / "mask", "There is no folder of masks"),
+        (tmp_path / "photos" / "masks", "Move them beside it"),
+        (tmp_path / "photos", "Move them beside it"),
+        (tmp_path / "others", "none of 2 images has a mask in .*The mask of '1.png'"),
+    ):
+        with pytest.raises(DataError, match=words):
+            masks_of(source, str(where))
+    with pytest.raises(DataError, match="a column of parquet files or from a folder"):
+        masks_of(open_source(RGB), "mask")

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from erg.data import tables
+from erg.data.cache import open_vectors
 from erg.data.decode import UnreadableImage
-from erg.data.source import DataError, open_source
+from erg.data.source import DataError, masks_of, open_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 RGB = np.random.default_rng(0).integers(0, 256, (10, 9, 11, 3), dtype=np.uint8)
@@ -56,6 +57,25 @@ def test_parquet(tmp_path: Path) -> None:
         np.testing.assert_array_equal(list(pool.map(source.read, order)), RGB[order])
     with pytest.raises(DataError, match="no column 'species'"):
         open_source(path, label="species")
+
+
+def test_masks_are_another_column_of_the_same_rows(tmp_path: Path) -> None:
+    masks = [*reversed(ENCODED[1:]), None]
+    for part in ("a", "b"):
+        columns = {"image": ENCODED, "salient": masks, "label": list(range(10)), "path": ["p"] * 10}
+        write(tmp_path / f"{part}.parquet", columns)
+    source = open_source(tmp_path, label="label")
+    found = masks_of(source, "salient")
+    assert len(found) == len(source) == 20
+    assert found.path(13) == source.path(13)
+    np.testing.assert_array_equal(found.read(12), RGB[7])
+    np.testing.assert_array_equal(source.read(12), RGB[2])
+    with pytest.raises(UnreadableImage, match="no image in this row"):
+        found.read(19)
+    with pytest.raises(DataError, match="no column 'mask'"):
+        masks_of(source, "mask")
+    with pytest.raises(DataError, match=r"the column 'label' of .* is int64, no encoded images"):
+        masks_of(source, "label")
 
 
 def test_structs_and_hugging_face_names(tmp_path: Path) -> None:
@@ -187,12 +207,24 @@ def test_sequences_of_tokens(tmp_path: Path) -> None:
             found = source.read(i)
             assert found.dtype == np.int64
             assert found.tolist() == tokens[i].tolist()
-        for i in range(2, 5):
+        with pytest.raises(UnreadableImage, match="holds no token, only numbers below 0"):
+            source.read(2)
+        for i in range(3, 5):
             with pytest.raises(UnreadableImage, match="below 0 elsewhere than behind its end"):
                 source.read(i)
     assert source.describe() == "5 sequences of 3 tokens, 8 different, in a.npy"
     assert source.spec == str(tmp_path / "a.npy")
     assert isinstance(open_source(tokens.astype(np.uint8)), tables.Vectors)
+
+
+def test_sequences_without_a_token_are_skipped_when_they_are_opened() -> None:
+    tokens = np.array([[3, 0, 7], [-1, -1, -1], [5, -1, -1], [1, 2, -1]], np.int64)
+    manifest, values = open_vectors(open_source(tokens), max_skipped=0.3)
+    assert manifest.ok.tolist() == [0, 2, 3]
+    assert "1 skipped: It holds no token" in manifest.summary()
+    assert values[manifest.ok].tolist() == tokens[manifest.ok].tolist()
+    with pytest.raises(DataError, match=r"1 of 4 items .* are unreadable"):
+        open_vectors(open_source(tokens))
 
 
 def test_texts_are_cut_into_sequences_of_bytes(tmp_path: Path) -> None:

@@ -239,11 +239,19 @@ def die_at(call: str, count: int, when: str) -> None:
         setattr(os, call, dying(getattr(os, call)))
 
 
+def lose_a_process(**told: Any) -> int:
+    """Two processes of which one meets with an accident."""
+    from tests.faults.test_lost_processes import pair
+
+    return pair(**told)
+
+
 JOBS: dict[str, Callable[..., int]] = {
     "train": train_method,
     "command": command,
     "save": save_and_die,
     "resave": tidy_and_save,
+    "pair": lose_a_process,
 }
 
 

@@ -55,10 +55,18 @@ def stopped(parent: Parent, tmp_path: Path, name: str, phase: str, number: int) 
     return time.monotonic() - since
 
 
-def in_phase(parent: Parent, tmp_path: Path, phase: str, number: int, i: int) -> None:
-    through, name = tmp_path / "through", f"stopped-{i}"
-    if not through.exists():
-        assert parent.fork("command", arguments=start(tmp_path, "through")).wait() == 0
+@pytest.fixture(scope="module")
+def through(parent: Parent, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("through")
+    assert parent.fork("command", arguments=start(folder, "through")).wait() == 0
+    return folder / "through"
+
+
+def in_phase(
+    parent: Parent, tmp_path: Path, through: Path, phase: str, number: int, i: int
+) -> None:
+    name = f"stopped-{i}"
     assert stopped(parent, tmp_path, name, phase, number) < 10
     # At the end of the step in which it was asked; saving the fourth, of the fifth.
     saved = sorted(p.name for p in (tmp_path / name / "checkpoints").glob("*.safetensors"))
@@ -75,9 +83,9 @@ def in_phase(parent: Parent, tmp_path: Path, phase: str, number: int, i: int) ->
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_asked_to_stop(phase: str, parent: Parent, tmp_path: Path) -> None:
+def test_asked_to_stop(phase: str, parent: Parent, tmp_path: Path, through: Path) -> None:
     number = NUMBERS[PHASES.index(phase) % len(NUMBERS)]
-    in_phase(parent, tmp_path, phase, number, 0)
+    in_phase(parent, tmp_path, through, phase, number, 0)
 
 
 @pytest.mark.slow
@@ -89,10 +97,11 @@ def test_asked_to_stop_often(
     number: signal.Signals,
     parent: Parent,
     tmp_path: Path,
+    through: Path,
     tally: Callable[[str, int], None],
 ) -> None:
     for i in range(scaled(10)):
-        in_phase(parent, tmp_path, phase, number, i)
+        in_phase(parent, tmp_path, through, phase, number, i)
         tally("stops that went on exactly", 1)
 
 

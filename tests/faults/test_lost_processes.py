@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,9 +12,9 @@ import pytest
 from erg.cli import main
 from erg.train.checkpoint import load_checkpoint
 from erg.train.launch import MARKER
+from tests.faults.forks import Parent
 
 PATIENCE = 10
-ROOT = Path(__file__).parents[2]
 SMALL = ["--encoder", "conv", "--image-size", "16", "--batch", "24", "--no-report"]
 
 
@@ -51,47 +50,47 @@ def often(run):
     return run
 
 
-def pair(how: str, tmp_path: Path) -> tuple[list[subprocess.Popen[str]], float]:
-    """Two processes, the first of them at its end, and how long after the accident that was."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = {
+def pair(how: str, folder: str, port: int) -> int:
+    """Be two processes. How the first ended; what became of the second stands in the folder."""
+    second = os.fork()
+    rank = 0 if second else 1
+    os.environ |= {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ERG_TIMEOUT": str(PATIENCE),
-        MARKER: str(tmp_path / "code"),
+        "ERG_TIMEOUT": str(PATIENCE), MARKER: str(Path(folder) / "code"),
+        "RANK": str(rank), "LOCAL_RANK": str(rank),
     }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__)), how, str(tmp_path / "run")],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        processes[0].wait(timeout=240)
-        return processes, time.time() - float((tmp_path / "since").read_text())
-    except BaseException:
-        for process in processes:
-            process.kill()
-        raise
+    os.dup2(os.open(Path(folder) / f"said-{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    code = child(how, Path(folder) / "run")
+    if rank == 1:
+        sys.stderr.flush()
+        os._exit(code)
+    (Path(folder) / "ended").write_text(str(time.time()))
+    if how == "hangs":
+        os.kill(second, signal.SIGKILL)
+    ended = os.waitstatus_to_exitcode(os.waitpid(second, 0)[1])
+    (Path(folder) / "second").write_text(str(ended))
+    return code
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs", "fails"])
-def test_the_others_end_in_time_and_the_run_goes_on(how: str, tmp_path: Path, capsys) -> None:
-    (first, second), seconds = pair(how, tmp_path)
-    if how == "hangs":
-        second.kill()
-    said, others = first.communicate()[1], second.communicate()[1]
-    assert seconds < PATIENCE + 10
-    assert first.returncode == 1, said[-3000:]
+def test_the_others_end_in_time_and_the_run_goes_on(
+    how: str, tmp_path: Path, parent: Parent, capsys
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first = parent.fork("pair", how=how, folder=str(tmp_path), port=port).wait()
+    told = {name: (tmp_path / name).read_text() for name in ("said-0", "said-1", "second")}
+    said, others, second = told["said-0"], told["said-1"], int(told["second"])
+    since, ended = (float((tmp_path / name).read_text()) for name in ("since", "ended"))
+    assert ended - since < PATIENCE + 10
+    assert first == 1, said[-3000:]
     if how == "fails":
-        assert second.returncode == 4
+        assert second == 4
         assert "a number that is not finite" in others
         assert "erg:" not in said, "the error that is shown is that of the one that failed"
     else:
-        assert second.returncode == -signal.SIGKILL
+        assert second == -signal.SIGKILL
         assert "erg: another process of this run has died or does not answer" in said
         assert "should not happen" not in said
     run = tmp_path / "run"
@@ -106,7 +105,3 @@ def test_the_others_end_in_time_and_the_run_goes_on(how: str, tmp_path: Path, ca
     assert restored is not None
     assert (restored.step, restored.skipped) == (6, ())
     capsys.readouterr()
-
-
-if __name__ == "__main__":
-    sys.exit(child(sys.argv[1], Path(sys.argv[2])))

@@ -22,6 +22,8 @@ from erg.train.checkpoint import load_checkpoint
 from erg.train.folder import RunFolder
 
 SOURCE = Path(erg.__file__).parent
+# A table for spreadsheets could hold formulas: none is written.
+TABLES = {"csv", "openpyxl", "xlsxwriter"}
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -30,9 +32,9 @@ def offences(code: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = getattr(node, "module", None)
-            names = {alias.name.split(".")[0] for alias in node.names}
-            names |= {module.split(".")[0]} if module else set()
-            yield from sorted(names & (UNPICKLING | {"yaml"}))
+            names = {part for alias in node.names for part in alias.name.split(".")}
+            names |= {*module.split(".")} if module else set()
+            yield from sorted(names & (UNPICKLING | TABLES | {"yaml"}))
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
@@ -49,6 +51,8 @@ def offences(code: str) -> Iterator[str]:
             yield "allow_pickle"
         if told.get("shell", "False") != "False":
             yield "shell"
+        if name.endswith((".to_csv", ".write_csv")):
+            yield name
 
 
 def test_no_line_of_ours_can_run_a_file() -> None:
@@ -66,6 +70,7 @@ def test_no_line_of_ours_can_run_a_file() -> None:
         "import pickle", "from joblib import load", "import yaml.scanner", "eval(x)", "exec(x)",
         "torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=safe)",
         "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=x)", "run(x, shell=True)",
+        "import csv", "from pyarrow import csv", "import pyarrow.csv", "table.to_csv(f)",
         "os.system(x)", "torch.jit.load(f)", "load(f, weights_only=False)",
     ],
 )  # fmt: skip
@@ -215,6 +220,28 @@ def test_nothing_is_run_by_any_reader(make: Callable[[Path], bytes], tmp_path: P
             read(content, folder)
         assert "\n" not in str(refused.value)
         assert not canary.exists(), number
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202egnp\u2066\x08\x00[red]{x}\udcff=1+1.png"
+
+
+def test_names_do_nothing_on_a_terminal(tmp_path: Path, capsys) -> None:
+    from erg.cli import main
+    from erg.commands.show import inert, tell, warn
+
+    for say in (tell, warn):
+        say(HOSTILE)
+        printed = capsys.readouterr().out
+        assert printed == inert(HOSTILE) + "\n"
+        assert printed[:-1].isprintable()
+        for shown in (r"\x1b]0;title\x07", r"\x9b31m\r\u202egnp", r"\x00[red]{x}\udcff=1+1.png"):
+            assert shown in printed
+    assert inert("Möwe 5 × 3, 日本\n\tà") == "Möwe 5 × 3, 日本\n\tà"
+    assert main(["embed", str(tmp_path), str(tmp_path / HOSTILE.replace("\0", ""))]) == 2
+    assert main(["pretrain", str(tmp_path / HOSTILE.replace("\0", "")), "--no-report"]) == 3
+    for line in capsys.readouterr().err.splitlines():
+        assert line.startswith("erg: ")
+        assert line.isprintable()
 
 
 @pytest.mark.parametrize("kind", [Gadget, Code, Shell])

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from erg.encoders import build_encoder
 from erg.methods.relicv2 import RELICv2
 from erg.parts.teacher import Teacher
+from erg.views.pixels import Pixels
+from erg.views.render import make_views
 from erg.views.types import View, Views
 
 
@@ -149,6 +152,34 @@ def test_plan_has_large_and_small_crops() -> None:
     assert [v.solarise for v in large.main] == [0.0, 0.2, 0.0, 0.2]
     assert all(v.crop == (0.14, 1.0) for v in large.main)
     assert [(v.pixels(224), v.crop) for v in large.local] == [(96, (0.05, 0.14))] * 2
+
+
+def test_large_crops_lose_their_background_and_small_ones_keep_it() -> None:
+    """Two sets of pictures with the same objects in front of other backgrounds."""
+    drawn = np.random.default_rng(0)
+    masks = np.zeros((6, 16, 16, 3), dtype=np.uint8)
+    masks[:, 4:12, 4:12] = 255
+    front, first, second = drawn.integers(0, 256, (3, 6, 16, 16, 3), dtype=np.uint8)
+    how: dict[str, Any] = {"seed": 1, "epoch": 0, "step": 0, "index": np.arange(6),
+                           "image_size": 16, "mean": (0.5,) * 3, "std": (0.3,) * 3}  # fmt: skip
+    for background, same in ((1.0, True), (0.0, False)):
+        plan = a_method(background=background).plan()
+        assert [v.background for v in (*plan.main, *plan.local)] == [background] * 2 + [0.0] * 2
+        one, other = (
+            make_views(
+                Pixels.pack(list(np.where(masks > 0, front, behind)))._replace(
+                    masks=Pixels.pack(list(masks))
+                ),
+                plan, **how,
+            )
+            for behind in (first, second)
+        )  # fmt: skip
+        for x, y in zip(one.main, other.main, strict=True):
+            assert torch.equal(x.data, y.data) == same
+        for x, y in zip(one.local, other.local, strict=True):
+            assert not torch.equal(x.data, y.data)
+    large = RELICv2(build_encoder("conv", 224, width=8), hidden=4, dim=4).plan()
+    assert [v.background for v in (*large.main, *large.local)] == [0.1] * 4 + [0.0] * 2
 
 
 def test_an_encoder_of_one_size_is_refused_with_small_crops() -> None:

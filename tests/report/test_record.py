@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,15 @@ def test_warnings_and_numbers_that_are_not_finite(run_folder: Path) -> None:
     path = run_folder / "events.jsonl"
     lines = '{"step": 401, "kind": "step", "loss": NaN}\n'
     lines += '{"step": 401, "kind": "health", "std": 0.0, "warning": "Collapse: <b>"}\n'
+    lines += '{"step": 402, "kind": "left out", "warning": "The step was left out."}\n'
+    lines += '{"step": 403, "kind": "lost", "images": 2, "warning": "2 images vanished."}\n'
     path.write_text(path.read_text() + lines)
     record = read_record(run_folder)
-    assert record.warnings == ((401, "Collapse: <b>"),)
+    assert record.warnings == (
+        (401, "Collapse: <b>"),
+        (402, "The step was left out."),
+        (403, "2 images vanished."),
+    )
     assert np.isnan(record.curves["loss"].value[-1])
 
 
@@ -165,6 +172,15 @@ def test_a_picture_that_is_no_webp_is_not_taken(run_folder: Path) -> None:
     assert record.map is None
     assert "cannot be read" in record.missing["pictures/map.json"]
     assert "the map" in record.missing["pictures/neighbours.json"]
+
+
+@pytest.mark.parametrize("name", ["pictures/thumbnails.webp", "pictures/map.json", "events.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run_folder: Path, name: str) -> None:
+    (run_folder / name).unlink()
+    os.mkfifo(run_folder / name)
+    record = read_record(run_folder)
+    part = "events.jsonl" if name == "events.jsonl" else "pictures/map.json"
+    assert "it is no regular file" in record.missing[part]
 
 
 def test_neighbours_without_a_picture_are_dropped(run_folder: Path) -> None:

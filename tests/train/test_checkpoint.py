@@ -60,9 +60,11 @@ def test_every_damage_falls_back_to_the_one_before(tmp_path: Path) -> None:
     newest = save_checkpoint(tmp_path, 2, module, optimiser)
     whole = newest.read_bytes()
     torch.manual_seed(0)
-    places = torch.randint(0, len(whole), (40,)).tolist()
+    places = torch.randint(0, len(whole), (200,)).tolist()
     damages = [whole[:p] + bytes([whole[p] ^ (1 << p % 8)]) + whole[p + 1 :] for p in places]
-    damages += [whole[:length] for length in (0, 1, 8, len(whole) // 2, len(whole) - 1)]
+    lengths = torch.randint(0, len(whole), (45,)).tolist()
+    damages += [whole[:n] for n in (0, 1, 8, len(whole) // 2, len(whole) - 1, *lengths)]
+    assert len(damages) == 250
     for damaged in damages:
         newest.write_bytes(damaged)
         restored = load_checkpoint(tmp_path, module, optimiser)

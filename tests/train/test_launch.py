@@ -11,22 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from erg.train import fit as fits
 from erg.train.fit import fit
 from erg.train.launch import MARKER, leave, relaunch
 from erg.train.run import Run
+from tests.test_every_method import SMALL as METHODS
 
 SMALL = ["--encoder", "conv", "--image-size", "32", "--batch", "24", "--no-report"]
 ERG = [sys.executable, "-m", "erg.cli", "pretrain", "synthetic:120", *SMALL, "--devices", "2"]
-
-
-def test_two_devices_train_one_run_and_talk_once(tmp_path: Path) -> None:
-    command = [*ERG, "--steps", "3", "--method", "SwAV", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("The encoder is in") == 1
-    events = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in events if '"kind": "step"' in line]
-    assert steps == [1, 2, 3]
 
 
 def test_a_group_asked_to_stop_leaves_with_75(tmp_path: Path) -> None:
@@ -56,6 +48,8 @@ def test_a_worker_leaves_quietly_and_the_parent_hears(tmp_path, monkeypatch) -> 
     monkeypatch.setenv("RANK", "0")
     assert leave(75) == 0
     assert marker.read_text() == "75"
+    assert leave(130) == 0
+    assert marker.read_text() == "130", "Ctrl-C"
     assert leave(2) == 2
     assert leave(0) == 0
     assert os.environ[MARKER] == str(marker)
@@ -66,18 +60,26 @@ def test_several_nodes_are_explained() -> None:
         relaunch(["pretrain", "x"], devices=4, nodes=2)
 
 
-def test_fit_from_python_in_two_processes(tmp_path: Path) -> None:
+def test_two_processes_train_one_run_and_talk_once(tmp_path: Path, capfd, monkeypatch) -> None:
     run = Run(
-        method="SimCLR", encoder="conv", encoder_args={"width": 4, "stages": 2}, image_size=16,
-        data="synthetic:120", batch=24, steps=3,
+        method="SwAV", method_args=METHODS["SwAV"], encoder="conv",
+        encoder_args={"width": 4, "stages": 2}, image_size=16, data="synthetic:120", batch=24,
+        steps=3,
     )  # fmt: skip
     fitted = fit(run, out=tmp_path / "run", devices=2)
     assert fitted.run == run
+    assert capfd.readouterr().out.count("The encoder is in") == 1
     events = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
     assert [json.loads(e)["step"] for e in events if '"kind": "step"' in e] == [1, 2, 3]
     before = run.build().state_dict()
     assert any(not torch.equal(v, before[k]) for k, v in fitted.method.state_dict().items())
     with pytest.raises(ValueError, match="take their data from run"):
         fit(run, ["a.png"], out=tmp_path / "other", devices=2)
+    monkeypatch.setattr(fits, "relaunch", lambda *_: 2)  # as where it holds a run already
     with pytest.raises(RuntimeError, match="left with 2"):
-        fit(run, out=tmp_path / "run", devices=2)  # holds a run already
+        fit(run, out=tmp_path / "run", devices=2)
+
+
+def test_the_parent_leaves_with_the_code_of_a_worker_that_fails(tmp_path: Path, capfd) -> None:
+    assert relaunch(["report", str(tmp_path / "absent")], devices=2) == 3
+    assert capfd.readouterr().err.count("erg: ") == 1, "one of them says why"

@@ -3,18 +3,24 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from erg import catalog
+from erg.durable import Unwritable
+from erg.method import Loss
+from erg.train import loop as loops
 from erg.train.checkpoint import Diverged, state_hash
 from erg.train.fit import InMemory
 from erg.train.folder import Busy, RunFolder
@@ -165,6 +171,196 @@ def test_divergence_stops_with_what_was_bad(tmp_path: Path) -> None:
         trained(run, tmp_path)
 
 
+class Poisoned:
+    """In place of a loop's loss: in some steps it, or only its gradient, is no number."""
+
+    def __init__(self, loop: Loop, steps: set[int], what: str) -> None:
+        self.loss, self.steps, self.what = loop.step_loss, steps, what
+        self.all = loop.run.steps
+
+    def __call__(self, views, progress: float) -> Loss:
+        found = self.loss(views, progress)
+        if round(progress * self.all) not in self.steps:
+            return found
+        # The slope of a square root at 0 is infinite.
+        worse = (lambda v: v * math.nan) if self.what == "loss" else (lambda v: v + (0 * v).sqrt())
+        return Loss(pull={k: worse(v) for k, v in found.pull.items()}, push=found.push)
+
+
+class States:
+    """Watches the state after every step."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, str] = {}
+
+    def start(self, watched) -> None: ...
+
+    def due(self, step: int) -> bool:
+        return True
+
+    def look(self, method, step: int) -> dict:
+        self.seen[step] = state_hash(method)
+        return {"kind": "state", "hash": self.seen[step]}
+
+
+def poisoned(
+    run: Run, folder: Path, steps: set[int], what: str = "loss", **how: object
+) -> dict[int, str]:
+    """States after the steps of a run of which some are poisoned."""
+    loop, states = Loop(run, data(), device=torch.device("cpu"), threads=0), States()
+    loop.step_loss = Poisoned(loop, steps, what)
+    try:
+        train(loop, RunFolder(folder), observers=(states,), **how)
+    finally:
+        loop.close()
+    return states.seen
+
+
+def left_out(folder: Path) -> list[int]:
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    out = [line["step"] for line in lines if line["kind"] == "left out"]
+    steps = [line["step"] for line in lines if line["kind"] == "step"]
+    assert not set(out) & set(steps)
+    return out
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.stem for path in (folder / "checkpoints").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_stops_the_run_before_it_changes_anything(
+    what: str, tmp_path: Path
+) -> None:
+    run = a_run("BYOL", checkpoint_minutes=0.0)
+    with pytest.raises(Diverged, match=rf"^(the|a) {what} is not finite at step 4 \(.+\)\. Lower"):
+        poisoned(run, tmp_path, {3}, what)
+    assert checkpoints(tmp_path)[-1] == "step_000000003"
+    assert math.isfinite(float(sum(t.sum() for t in load_file(
+        tmp_path / "checkpoints" / "step_000000003.safetensors").values())))  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_skipped_leaves_no_trace(what: str, tmp_path: Path) -> None:
+    """Neither in weights and buffers nor in the optimiser; and resuming stays exact."""
+    run = a_run("BYOL", checkpoint_minutes=0.0, not_finite="skip", accumulate=2)
+    said: list[str] = []
+    seen = poisoned(run, tmp_path / "through", {3}, what, tell=said.append)
+    assert seen[4] == seen[3]
+    assert len(set(seen.values())) == 6
+    assert left_out(tmp_path / "through") == [4]
+    assert len(said) == 1
+    assert f"{what} is not finite at step 4" in said[0]
+    with pytest.raises(Stopped):
+        poisoned(run, tmp_path / "stopped", {3}, what, show=StopAt(4, signal.SIGTERM))
+    saved = [load_file(tmp_path / "stopped" / "checkpoints" / f"step_00000000{i}.safetensors")
+             for i in (3, 4)]  # fmt: skip
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+    assert poisoned(run, tmp_path / "stopped", {3}, what, resume=True)[6] == seen[6]
+    events = [(tmp_path / name / "events.jsonl").read_text() for name in ("through", "stopped")]
+    assert events[0] == events[1]
+
+
+@pytest.mark.parametrize(("method", "bad", "back"), [("BYOL", 3, 2), ("DeepCluster", 1, 0)])
+def test_a_run_that_goes_back_goes_on_from_there(
+    method: str, bad: int, back: int, tmp_path: Path, monkeypatch
+) -> None:
+    """To a step that does not depend on when it was saved, stopped or resumed."""
+    monkeypatch.setattr(loops, "RETURNS", 3)  # of six steps: 0, 2 and 4
+    run = a_run(method, checkpoint_minutes=0.0, not_finite="rollback")
+    through = tmp_path / "through"
+    seen = poisoned(replace(run, checkpoint_minutes=5.0), through, {bad})
+    assert seen[bad + 1] == seen[back] != seen[bad]
+    assert seen[6] not in [seen[i] for i in range(6)]
+    assert left_out(through) == [bad + 1]
+    events = (through / "events.jsonl").read_text()
+    assert f"The weights are those after step {back} again." in events
+    for stop in (bad, bad + 1):
+        folder = tmp_path / str(stop)
+        with pytest.raises(Stopped):
+            poisoned(run, folder, {bad}, show=StopAt(stop, signal.SIGTERM))
+        assert poisoned(run, folder, {bad}, resume=True)[6] == seen[6]
+        assert (folder / "events.jsonl").read_text() == events
+
+
+def test_a_run_of_which_no_step_is_finite_stops_whatever_it_is_told(tmp_path: Path) -> None:
+    run = a_run(not_finite="skip", steps=20)
+    with pytest.raises(Diverged, match="at step 13 "):
+        poisoned(run, tmp_path, set(range(2, 20)))
+    assert left_out(tmp_path) == list(range(3, 13))
+    with pytest.raises(ValueError, match=r"'ignore'\. Use stop, skip or rollback"):
+        a_run(not_finite="ignore")
+
+
+def test_going_back_to_an_older_checkpoint_is_said(tmp_path: Path) -> None:
+    run = a_run(checkpoint_minutes=0.0)
+    through = trained(run, tmp_path / "through")
+    with pytest.raises(Stopped):
+        trained(run, tmp_path / "run", show=StopAt(4, signal.SIGTERM))
+    newest = tmp_path / "run" / "checkpoints" / "step_000000004.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    said: list[str] = []
+    resumed = trained(run, tmp_path / "run", resume=True, tell=said.append)
+    assert said == [f"Damaged, so left out: {newest.name}. Going on from step 3."]
+    assert state_hash(resumed.method) == state_hash(through.method)
+
+
+@pytest.mark.parametrize("minutes", [0.0, 5.0])
+def test_a_folder_that_vanishes_during_a_run_is_said_in_one_line(
+    minutes: float, tmp_path: Path
+) -> None:
+    run, out = a_run(checkpoint_minutes=minutes), tmp_path / "run"
+
+    def vanish(progress) -> None:
+        if progress.step == 3:
+            shutil.rmtree(out)
+
+    with pytest.raises(Unwritable, match=r"cannot be written \(No such file") as failed:
+        trained(run, out, show=vanish)
+    assert "\n" not in str(failed.value)
+    assert not out.exists()
+
+
+def test_files_that_vanish_during_a_run_are_counted_and_not_fatal(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """A quarter of the files is broken from the start, two more vanish or change on the way."""
+    from PIL import Image
+
+    from erg.data import cache
+    from erg.data.source import DataError
+    from erg.data.synthetic import world
+    from erg.train.fit import fit
+
+    monkeypatch.setattr(cache, "default_budget", lambda _: 0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, image in enumerate(world(60, size=32).images):
+        Image.fromarray(image).save(photos / f"{i:03}.png")
+        if i % 4 == 0:
+            (photos / f"{i:03}.png").write_bytes(b"broken")
+
+    def accident(progress) -> None:
+        if progress.step == 2:
+            (photos / "001.png").unlink()
+            (photos / "002.png").write_bytes((photos / "003.png").read_bytes())
+
+    run = a_run(encoder_args={"width": 4, "stages": 2}, image_size=16, batch=20, steps=8,
+                data=str(photos))  # fmt: skip
+    with pytest.raises(DataError, match="15 of 60 items"):
+        fit(run, out=tmp_path / "refused", observers=())
+    said: list[str] = []
+    out = tmp_path / "run"
+    fit(run, out=out, observers=(), show=accident, tell=said.append, max_skipped=0.3)
+    lost = [line for line in said if "vanished or changed" in line]
+    assert lost[-1].startswith("2 images vanished or changed, and others stood in for them.")
+    assert "was readable before and is not now" in lost[-1]
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines if line["kind"] == "lost"][-1] == 2
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 9))
+
+
 def test_events_are_functions_of_the_step_only(tmp_path: Path) -> None:
     loop = trained(a_run(), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
@@ -276,3 +472,73 @@ def test_a_really_compiled_encoder_learns_nearly_the_same(tmp_path: Path) -> Non
         found.append(load_file(tmp_path / name / "encoder" / "model.safetensors"))
     for name, value in found[1].items():
         assert torch.allclose(found[0][name], value, atol=1e-3), name
+
+
+class Unseen(TorchDispatchMode):
+    """Fails where the host asks for a number of a device, which it would have to wait for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func in (aten._local_scalar_dense.default, aten.nonzero.default):
+            raise AssertionError(f"{func} makes the host wait")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["SimCLR", "BYOL", "VICReg", "DINO"])
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "lars", "larc"])
+def test_a_step_on_an_accelerator_waits_for_no_number(
+    method: str, optimiser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU stands for it. Where steps may be left out, each has to be looked at."""
+    run = a_run(method, optimiser=Optimiser(name=optimiser, clip=1.0))  # type: ignore[arg-type]
+    loop = Loop(run, data(), device=torch.device("cpu"), threads=0)
+    monkeypatch.setattr(loop, "device", torch.device("cuda"))
+    monkeypatch.setattr(loop, "_to_device", lambda views: views)
+    for step in (0, 1):
+        batches = loop.loader.batches(step)
+        with Unseen():
+            parts = loop.step(step, batches)
+        assert all(bool(value.isfinite()) for value in parts.values())
+    monkeypatch.setattr(loop, "run", replace(run, not_finite="skip"))
+    batches = loop.loader.batches(2)
+    with pytest.raises(AssertionError, match="makes the host wait"), Unseen():
+        loop.step(2, batches)
+    loop.close()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("32", torch.float32)])
+def test_convolutions_are_in_bf16_and_channels_last_and_losses_and_weights_in_float32(
+    precision: str, dtype: torch.dtype
+) -> None:
+    loop = Loop(a_run(precision=precision), data(), device=torch.device("cpu"), threads=0)
+    seen: list[tuple[torch.dtype, bool]] = []
+
+    def note(module: torch.nn.Module, given: Any, made: torch.Tensor) -> None:
+        seen.append((made.dtype, made.is_contiguous(memory_format=torch.channels_last)))
+
+    convolutions = [m for m in loop.method.modules() if isinstance(m, torch.nn.Conv2d)]
+    for each in convolutions:
+        each.register_forward_hook(note)
+    parts = loop.step(0, loop.loader.batches(0))
+    loop.close()
+    assert len(seen) == 2 * len(convolutions) > 0
+    assert set(seen) == {(dtype, True)}
+    assert {value.dtype for value in parts.values()} == {torch.float32}
+    assert {p.dtype for p in loop.method.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_compiles_what_makes_views_before_the_others(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def agree(flag: bool, device: torch.device) -> bool:
+        done.append("wait")
+        return flag
+
+    monkeypatch.setattr(loops.distributed, "rank", lambda: rank)
+    monkeypatch.setattr(loops.distributed, "agree", agree)
+    monkeypatch.setattr(loops, "compile_kernels", lambda: done.append("compile"))
+    loops._compile_in_turn(torch.device("cpu"))
+    assert done == ["compile", "wait", "compile"][rank:]

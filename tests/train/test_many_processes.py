@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erg import catalog
+from erg.train.checkpoint import Diverged
 from erg.train.folder import RunFolder
 from erg.train.loop import Loop, leave_group, train
 from tests.train.test_loop import a_run, data
 
-STEPS = 3
+STEPS, NAN = 3, float("nan")
 NAMES = catalog.names()
 
 
@@ -47,7 +48,34 @@ def child(out: Path) -> None:
         if rank == 0:
             contiguous = {k: v.contiguous().clone() for k, v in state.items()}
             save_file(contiguous, out / f"{name}.safetensors")
+    for policy in POLICIES:
+        (out / f"{policy}-{rank}").write_text(json.dumps(goes_bad(policy, out / policy, rank)))
     leave_group()
+
+
+POLICIES = ["stop", "skip", "rollback"]
+
+
+def goes_bad(policy: str, folder: Path, rank: int) -> list[str]:
+    """What each process says of a run in which a gradient of the second one alone goes bad."""
+    run = replace(a_run("BYOL"), steps=4, not_finite=policy, checkpoint_minutes=0.0)
+    loop, said = Loop(run, data(), device=torch.device("cpu"), threads=0), []
+    check = loop._check
+
+    def flipped(step: int, *given) -> None:
+        if step == 2 and rank == 1:
+            found = next(p.grad for p in loop.method.parameters() if p.grad is not None)
+            found[(0,) * found.ndim] = NAN
+        check(step, *given)
+
+    loop._check = flipped
+    try:
+        train(loop, RunFolder(folder), tell=said.append)
+    except Diverged as error:
+        said.append(str(error))
+    finally:
+        loop.close()
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +108,20 @@ def test_two_processes_equal_one(name: str, together: Path, tmp_path: Path) -> N
     assert len(logged) == len(lines) == STEPS
     for mine, theirs in zip(lines, logged, strict=True):
         np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_all_processes_see_in_which_step_one_of_them_goes_bad(policy: str, together: Path) -> None:
+    said = [json.loads((together / f"{policy}-{rank}").read_text()) for rank in (0, 1)]
+    assert [len(lines) for lines in said] == [1, 1]
+    where = ["of another process", "encoder."]
+    for (line,), place in zip(said, where, strict=True):
+        assert line.lower().startswith(f"a gradient is not finite at step 3 ({place}")
+    saved = sorted(p.stem for p in (together / policy / "checkpoints").glob("*.safetensors"))
+    last = 2 if policy == "stop" else 4  # at the end both hold the same bits, or saving raises
+    assert saved[-1] == f"step_{last:09d}"
+    both = load_file(together / policy / "checkpoints" / f"{saved[-1]}.safetensors")
+    assert all(bool(t.isfinite().all()) for t in both.values())
 
 
 def test_the_comparison_can_fail(together: Path, tmp_path: Path) -> None:

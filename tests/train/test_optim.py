@@ -120,6 +120,13 @@ def test_every_optimiser_lowers_a_quadratic(name: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_what_torch_has_fused_is_fused(name: str) -> None:
+    optimiser = build_optimiser(Optimiser(name=name), nn.Linear(4, 1))
+    assert optimiser is not None
+    assert all(group["fused"] for group in optimiser.param_groups)
+
+
 def test_unknown_optimiser() -> None:
     with pytest.raises(ValueError, match="adamw, sgd, lars or larc"):
         Optimiser(name="adam")  # type: ignore[arg-type]

@@ -1,13 +1,14 @@
 """Runs as data: written, read, built again."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 
 from erg.schedule import Cosine, Linear
-from erg.train.run import Optimiser, Run
+from erg.train.run import Optimiser, Run, environment, has_bf16_instructions
 from erg.views.plan import SIMCLR, Masking, Plan, two_views
 
 
@@ -26,6 +27,10 @@ RUNS = [
     Run(
         method="MAE", encoder="conv", image_size=32,
         plan=Plan(main=(replace(SIMCLR, mask=Masking(grid=(4, 4))),), pairs="itself"),
+    ),
+    Run(
+        method="RELICv2", encoder="conv", image_size=32, data="photos", mask="masks",
+        plan=two_views(replace(SIMCLR, background=0.3)),
     ),
 ]  # fmt: skip
 
@@ -117,3 +122,38 @@ def test_learning_rate_warms_up_and_comes_down() -> None:
     assert chosen.learning_rate(0.55) == pytest.approx((2.0 + 0.1) / 2)
     assert chosen.learning_rate(1.0) == pytest.approx(0.1)
     assert Cosine(2.0, 0.1)(0.5) == pytest.approx(1.05)
+
+
+@pytest.mark.parametrize(
+    ("found", "there"),
+    [
+        ({"avx2": True, "avx512_f": True}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"neon": True, "bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_bf16_is_what_the_processor_has_instructions_for_unless_a_run_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], there: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    cpu = torch.device("cpu")
+    half, full = torch.bfloat16, None
+    told = {"auto": half if there else full, "bf16": half, "32": full, "64": full}
+    for precision, dtype in told.items():
+        run = Run(method="SimCLR", encoder="conv", image_size=32, precision=precision)
+        assert run.autocast(cpu) is dtype
+
+
+def test_a_torch_that_does_not_tell_means_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not has_bf16_instructions()
+
+
+def test_the_environment_names_the_machine() -> None:
+    found = environment()
+    assert found["cores"] == str(os.cpu_count())
+    assert found["processor"]
+    assert found["torch"] == torch.__version__.partition("+")[0]

@@ -1,9 +1,14 @@
 """The kernels against torchvision with the same parameters, and against the hash of random.py."""
 
 import math
+import os
 import subprocess
 import sys
+import threading
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -276,6 +281,7 @@ def naive_draw(size: tuple[int, int], a: Augmentation, words: tuple[int, ...], o
     row += [number(Purpose.JITTER, 0) < a.jitter, *order, *factors, hue]
     row += [number(Purpose.GREY, 0) < a.grey, number(Purpose.BLUR, 0) < a.blur, sigma]
     row += [number(Purpose.SOLARISE, 0) < a.solarise]
+    background = number(Purpose.BACKGROUND, 0) < a.background
     low, high = math.log(a.cutout_ratio[0]), math.log(a.cutout_ratio[1])
     for k in range(1, 41, 4):
         u = [number(Purpose.CUTOUT, k + j, own) for j in range(4)]
@@ -283,21 +289,23 @@ def naive_draw(size: tuple[int, int], a: Augmentation, words: tuple[int, ...], o
         ratio = math.exp(low + (high - low) * u[1])
         h, w = math.sqrt(area / ratio), math.sqrt(area * ratio)
         if h < 1 and w < 1 and number(Purpose.CUTOUT, 0, own) < a.cutout:
-            return [*row, True, u[2], u[3], h, w]
-    return [*row, *[0] * 5]
+            return [*row, True, u[2], u[3], h, w, background]
+    return [*row, *[0] * 5, background]
 
 
 def test_draw_equals_plain_python() -> None:
     sizes = SIZES * 4 + [(300, 400)]
     augmentation = replace(
-        BYOL_SECOND, turns=None, hue=0.3, cutout=0.6, cutout_area=(0.3, 1.0), cutout_ratio=(0.2, 2)
-    )
+        BYOL_SECOND, turns=None, hue=0.3, cutout=0.6, cutout_area=(0.3, 1.0),
+        cutout_ratio=(0.2, 2), background=0.4,
+    )  # fmt: skip
     index = np.arange(len(sizes)) * 17 + 3
     params = draw(photos(sizes), augmentation, view=4, geometry=1, seed=-8, epoch=6, index=index)
     for size, image, row in zip(sizes, index, params, strict=True):
         expected = naive_draw(size, augmentation, (-8, 6, int(image), 1), 4)
         np.testing.assert_allclose(row, np.array(expected, dtype=float), rtol=1e-14)
-    assert 0 < params[:, kernels.CUT].sum() < len(sizes)
+    for share in (kernels.CUT, kernels.BACKGROUND):
+        assert 0 < params[:, share].sum() < len(sizes)
 
 
 def drawn(augmentation: Augmentation, n: int = 20_000, size: int = 128) -> np.ndarray:
@@ -387,7 +395,7 @@ def test_hash_and_purposes_equal_those_of_random() -> None:
         assert int(made) == int(bits(*words))
         assert int(kernels.chain(np.uint64(made), np.uint64(4))) == int(bits(*words, 4))
     names = ("CROP", "FLIP", "TURNS", "JITTER", "GREY", "BLUR", "SOLARISE", "NOISE", "ZEROED",
-             "CUTOUT", "TILES")  # fmt: skip
+             "CUTOUT", "TILES", "BACKGROUND")  # fmt: skip
     for name in names:
         assert getattr(kernels, f"_{name}") == Purpose[name]
 
@@ -432,3 +440,75 @@ def test_each_kernel_has_one_signature() -> None:
         assert function.targetoptions["nogil"]
         assert not function.targetoptions.get("parallel")
         assert not function.targetoptions.get("fastmath")
+
+
+class Kernel:
+    """Stands for one; says whether it is found in the cache."""
+
+    def __init__(self, cached: bool = False, trouble: str = "") -> None:
+        self.cached, self.trouble = cached, trouble
+        self.signatures: list[str] = []
+        self.closed = False
+        path = None if trouble else "a folder"
+        self.stats = SimpleNamespace(cache_hits=Counter(), cache_path=path)
+
+    def enable_caching(self) -> None:
+        if self.trouble:
+            raise RuntimeError(self.trouble)
+
+    def compile(self, signature: str) -> None:
+        assert not self.closed
+        self.signatures.append(signature)
+        self.stats.cache_hits.update([signature] * self.cached)
+
+    def disable_compile(self) -> None:
+        self.closed = True
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, made: list[Kernel]) -> None:
+    monkeypatch.setattr(kernels, "_KERNELS", [(kernel, "void()") for kernel in made])
+    monkeypatch.setattr(kernels, "_READY", threading.Event())
+
+
+def test_what_no_cache_holds_is_shown_as_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [Kernel(cached) for cached in (True, False, True, False)]
+    stand_in(monkeypatch, made)
+    seen: list[tuple[int, int]] = []
+    for _ in range(2):
+        kernels.compile_kernels(lambda ready, of: seen.append((ready, of)))
+    assert seen == [(2, 4), (4, 4)]
+    assert all(kernel.signatures == ["void()"] and kernel.closed for kernel in made)
+    assert kernels.kept_in() == "a folder"
+
+
+def test_where_no_folder_takes_the_cache_kernels_are_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = [Kernel(trouble="cannot cache function 'f': no locator available") for _ in "ab"]
+    stand_in(monkeypatch, made)
+    kernels.compile_kernels()
+    assert all(kernel.closed for kernel in made)
+    assert kernels.kept_in() is None
+    stand_in(monkeypatch, [Kernel(trouble="something else")])
+    with pytest.raises(RuntimeError, match="something else"):
+        kernels.compile_kernels()
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    code = (
+        "from erg.views import kernels\n"
+        "seen = []\n"
+        "kernels.compile_kernels(lambda *told: seen.append(told))\n"
+        "print(len(seen), len(kernels._KERNELS), kernels.kept_in())\n"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            check=True, capture_output=True, text=True, timeout=200,
+        ).stdout.split()
+        for _ in range(2)
+    ]  # fmt: skip
+    assert found[0][0] == found[0][1]
+    assert found[1][0] == "0"
+    assert Path(found[1][2]).is_relative_to(tmp_path)

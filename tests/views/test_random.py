@@ -29,7 +29,8 @@ def test_values_are_frozen() -> None:
 
 def test_purposes_are_frozen() -> None:
     names = ["ORDER", "CROP", "FLIP", "TURNS", "JITTER", "GREY", "BLUR", "SOLARISE", "NOISE",
-             "ZEROED", "MASK", "WEIGHTS", "STEP", "CUTOUT", "TILES", "ARRANGEMENT"]  # fmt: skip
+             "ZEROED", "MASK", "WEIGHTS", "STEP", "CUTOUT", "TILES", "ARRANGEMENT",
+             "BACKGROUND"]  # fmt: skip
     assert [(purpose.name, int(purpose)) for purpose in Purpose] == [
         (name, value) for value, name in enumerate(names)
     ]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from erg.views.plan import (
     Tiles,
     two_views,
 )
+from erg.views.random import Purpose, bits, uniform
 from erg.views.render import draw, make_tokens, make_vectors, make_view, make_views, render
 from erg.views.types import Output, View
 
@@ -60,12 +62,25 @@ def some(pixels: Pixels, rows: list[int]) -> Pixels:
     return Pixels(pixels.flat, pixels.offset[rows], pixels.height[rows], pixels.width[rows])
 
 
+MASKS = PIXELS._replace(flat=(PIXELS.flat[::-1].astype(int) * 3 - 300).clip(0, 255).astype("uint8"))
+"""Black, white and grey, of other noise."""
+
+
+def with_masks(rows: list[int], without: Sequence[int] = ()) -> Pixels:
+    """Some images with masks, of 0 x 0 where there is none."""
+    there = np.array([row not in without for row in rows], dtype=np.int64)
+    masks = some(MASKS, rows)
+    masks = masks._replace(height=masks.height * there, width=masks.width * there)
+    return some(PIXELS, rows)._replace(masks=masks)
+
+
 def make(augmentation: Augmentation, rows: list[int] | None = None, **changed: Any) -> View:
     rows = list(range(len(SIZES))) if rows is None else rows
     arguments: dict = {"view": 0, "geometry": 0, "seed": 2, "epoch": 1, "image_size": 32}
     arguments |= {"mean": MEAN, "std": STD, "index": INDEX[rows]}
     arguments |= changed
-    return make_view(some(PIXELS, rows), augmentation, **arguments)
+    pixels = arguments.pop("pixels", None) or some(PIXELS, rows)
+    return make_view(pixels, augmentation, **arguments)
 
 
 @pytest.mark.parametrize("side", [32, 21])
@@ -507,10 +522,105 @@ def test_reads_memory_maps_and_compiles_nothing_for_them(tmp_path: Path) -> None
 
 
 def test_integers_of_other_widths_are_welcome() -> None:
-    narrow = Pixels(PIXELS.flat, *(a.astype(np.int32) for a in PIXELS[1:]))
+    offset, height, width = (a.astype(np.int32) for a in PIXELS[1:4])
+    narrow = Pixels(PIXELS.flat, offset, height, width)
     made = make_view(narrow, LIGHT, view=0, geometry=0, seed=2, epoch=1, image_size=32,
                      index=INDEX.astype(np.int32), mean=MEAN, std=STD)  # fmt: skip
     assert torch.equal(made.data, make(LIGHT).data)
+
+
+BARE = replace(EVERYTHING, noise=0.0, background=1.0)
+ALL = list(range(len(SIZES)))
+
+
+def front(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An image without its background, in whole numbers."""
+    kept, colour = mask.astype(int), np.array([int(255 * m + 0.5) for m in MEAN])
+    return ((kept * picture + (255 - kept) * colour + 127) // 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("output", ["float32", "bfloat16", "uint8"])
+@pytest.mark.parametrize("side", [32, 21])
+def test_a_crop_is_of_the_image_without_its_background(side: int, output: Output) -> None:
+    """To the last bit: the mask takes part in crop, resize, flip, turn and colours."""
+    without = [2, 5]
+    how: dict[str, Any] = {"image_size": side, "output": output}
+    view = make(BARE, ALL, pixels=with_masks(ALL, without), **how)
+    pictures = [
+        PIXELS.image(i) if i in without else front(PIXELS.image(i), MASKS.image(i)) for i in ALL
+    ]
+    assert torch.equal(view.data, make(BARE, ALL, pixels=Pixels.pack(pictures), **how).data)
+    plain = make(BARE, **how)
+    changed = (view.data != plain.data).flatten(1).any(dim=1).tolist()
+    assert changed == [i not in without for i in ALL]
+    assert view.made is not None
+    assert plain.made is not None
+    assert torch.equal(view.made.box, plain.made.box)
+
+
+def test_a_view_is_the_plain_view_and_the_mask_seen_alike() -> None:
+    """Crops, flips and turns of both agree. Nothing is resized here, where edges would mix."""
+    drawn = np.random.default_rng(1)
+    pictures, masks = (list(drawn.integers(0, 256, (20, 40, 32, 3), dtype=np.uint8)) for _ in "pm")
+    recipe = Augmentation(crop=None, turns=None, background=1.0)
+    how: dict[str, Any] = {"index": np.arange(20), "mean": (0.4, 0.2, 0.6)}
+    both = Pixels.pack(pictures)._replace(masks=Pixels.pack(masks))
+    view, plain, kept = (
+        make(recipe, pixels=pixels, **how).unit().numpy()
+        for pixels in (both, Pixels.pack(pictures), Pixels.pack(masks))
+    )
+    colour = np.array(how["mean"], dtype=np.float32)[:, None, None]
+    np.testing.assert_allclose(view, kept * plain + (1 - kept) * colour, atol=0.51 / 255)
+    assert np.abs(view - plain).max() > 0.5
+
+
+def test_a_background_is_removed_as_often_as_the_plan_says_and_only_with_a_mask() -> None:
+    n = 600
+    rows = [int(row) for row in np.arange(n) % len(SIZES)]
+    how: dict[str, Any] = {"pixels": with_masks(rows), "index": np.arange(n), "image_size": 8}
+    part = replace(SIMCLR, background=0.3)
+    for view in (0, 3):
+        given = make(part, rows, view=view, geometry=view, **how)
+        plain = make(part, rows, view=view, geometry=view, index=np.arange(n), image_size=8)
+        changed = (given.data != plain.data).flatten(1).any(dim=1).numpy()
+        drawn = uniform(2, 1, np.arange(n), view, Purpose.BACKGROUND, 0) < 0.3
+        assert (changed <= drawn).all()
+        assert (changed == drawn).mean() > 0.9  # some crops lie where nothing is dark
+        assert 0.2 < changed.mean() < 0.4
+    repeated = make(part, rows, view=5, geometry=3, **how)
+    assert torch.equal(repeated.data, given.data), "a repeated crop repeats its background"
+
+
+def test_without_masks_a_background_changes_no_bit() -> None:
+    everything = replace(EVERYTHING, background=1.0)
+    assert torch.equal(make(everything).data, make(EVERYTHING).data)
+    never = make(EVERYTHING, ALL, pixels=with_masks(ALL))
+    assert torch.equal(never.data, make(EVERYTHING).data), "nor do masks that no plan asks for"
+
+
+def test_threads_and_batches_change_no_bit_of_views_without_background() -> None:
+    recipe = replace(EVERYTHING, background=0.7)
+    together = make(recipe, ALL, pixels=with_masks(ALL, without=[1]))
+    with ThreadPoolExecutor(3) as pool:
+        shared = make(recipe, ALL, pixels=with_masks(ALL, without=[1]), pool=pool)
+    assert torch.equal(together.data, shared.data)
+    for rows in ([0, 1, 2], [1], [6, 2, 0]):
+        apart = make(recipe, rows, pixels=with_masks(rows, without=[1]))
+        assert torch.equal(apart.data, together.data[rows])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"offset": MASKS.offset + 1}, "outside the buffer"),
+        ({"height": MASKS.height + (MASKS.height == 64)}, "mask of image 1 .* is 65 x 40"),
+        ({"width": MASKS.width[:-1]}, "7 heights and 6 widths"),
+        ({"flat": MASKS.flat.astype(np.int16)}, "int16"),
+    ],
+)
+def test_refuses_masks_that_would_crash(change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(BARE, ALL, pixels=PIXELS._replace(masks=MASKS._replace(**change)))
 
 
 @pytest.mark.slow
@@ -562,7 +672,10 @@ def test_tokens_are_views_with_masks_of_what_is_there() -> None:
     assert view.length.tolist() == [12 if i == 7 else 20 for i in range(40)]
     assert view.mask is not None
     drawn = random_mask(masking, 1, 2, index, 0).hidden
-    drawn[7, :, 12:] = False
+    # Of the shorter sequence the same share of what there is: its 5 places with the lowest keys.
+    keys = [int(bits(1, 2, 7, 0, Purpose.MASK, place)) for place in range(12)]
+    drawn[7] = False
+    drawn[7, 0, sorted(range(12), key=keys.__getitem__)[:5]] = True
     assert torch.equal(view.mask.hidden, drawn)
     assert plain.mask is None
     rows = make_tokens(tokens[5:9], plan, seed=1, epoch=2, step=3, index=index[5:9]).main[0]
@@ -572,6 +685,50 @@ def test_tokens_are_views_with_masks_of_what_is_there() -> None:
     assert other.length is None
     assert other.mask is not None
     assert not torch.equal(other.mask.hidden, drawn[8:])
+
+
+@pytest.mark.parametrize("kind", ["random", "blocks"])
+@pytest.mark.parametrize(("ratio", "spread"), [(0.15, 0.0), (0.4, 0.0), (0.4, 0.3), (0.0, 0.0)])
+def test_a_share_of_the_tokens_there_are_is_hidden_at_least_one(
+    kind: Any, ratio: float, spread: float
+) -> None:
+    n, index = 12, np.arange(2400)
+    tokens = np.random.default_rng(0).integers(0, 9, (2400, n))
+    length = 1 + index % n
+    tokens[np.arange(n) >= length[:, None]] = -1
+    masking = Masking(grid=(1, n), ratio=ratio, spread=spread, kind=kind)
+    plan = Plan(main=(replace(WHOLE, mask=masking),), pairs="itself", kind="tokens")
+    (view,) = make_tokens(tokens, plan, seed=3, epoch=1, step=0, index=index).main
+    assert view.mask is not None
+    hidden = view.mask.hidden[:, 0].numpy()
+    assert not hidden[tokens < 0].any(), "nothing behind the end"
+    for i in range(2400):
+        share = ratio + spread * (2 * float(uniform(3, 1, i, 0, Purpose.MASK, -1, 0)) - 1)
+        assert hidden[i].sum() == (max(1, round(share * int(length[i]))) if ratio else 0)
+    for size in range(1, n + 1) if ratio else ():
+        assert hidden[length == size, :size].any(axis=0).all(), "each place there is, now and then"
+    # Whatever else is in the batch, of however many processes.
+    rows = np.array([17, 3, 2399])
+    few = make_tokens(tokens[rows], plan, seed=3, epoch=1, step=0, index=rows, among=index).main[0]
+    assert few.mask is not None
+    assert np.array_equal(few.mask.hidden[:, 0].numpy(), hidden[rows])
+
+
+def test_sequences_without_a_token_and_targets_in_short_ones_are_refused() -> None:
+    tokens, index = np.zeros((3, 16), np.int64), np.array([4, 9, 2])
+    tokens[0, 5:], tokens[1] = -1, -1
+    how: dict[str, Any] = {"seed": 0, "epoch": 0, "step": 0}
+    plain = Plan(main=(WHOLE,), pairs="itself", kind="tokens")
+    with pytest.raises(ValueError, match=r"sequence 1 of the batch, row 9 .* holds no token"):
+        make_tokens(tokens, plain, **how, index=index)
+    masking = Masking(grid=(1, 16), kind="targets", targets=2)
+    plan = Plan(main=(replace(WHOLE, mask=masking),), pairs="itself", kind="tokens")
+    with pytest.raises(ValueError, match="some sequences have fewer than 16 tokens"):
+        make_tokens(tokens[[0, 2]], plan, **how, index=index[[0, 2]])
+    whole = make_tokens(tokens[2:], plan, **how, index=index[2:]).main[0]
+    assert whole.length is None
+    assert whole.mask is not None
+    assert whole.mask.hidden.shape == (1, 3, 16)
 
 
 def test_tokens_are_not_cropped_and_masks_fit_them() -> None:

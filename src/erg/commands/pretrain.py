@@ -62,6 +62,8 @@ class Options:
         weight_decay: per step and unit learning rate.
         clip: largest norm of the gradients; 0 for no clipping.
         label: where labels are found, for watching only: a parquet column, or `folder`.
+        mask: masks of what stands out in the images, for methods that remove backgrounds (RELICv2):
+            a parquet column, or a folder beside that of the images with masks of the same names.
         precision: auto takes bf16 where the processor has it.
         compile: compile the encoder with torch.compile: slower to start, faster on GPUs.
         recompute: compute the encoder's blocks again for the backward pass instead of keeping what
@@ -72,6 +74,8 @@ class Options:
         nodes: machines; start the same command on each under torchrun or SLURM.
         strategy: how processes share the work: ddp, each with the whole method, or fsdp, each with
             a share of every parameter of a ViT or RegNet.
+        not_finite: what happens where the loss or a gradient is not a finite number: stop, skip the
+            step, or rollback to the last whole hundredth of the run.
         resume: a run folder to go on with.
         from_: a run.json to repeat.
         dry_run: open 64 images, do one step, print what the run would need, and stop.
@@ -95,6 +99,7 @@ class Options:
     weight_decay: float | None = None
     clip: float = 0.0
     label: str | None = None
+    mask: str | None = None
     precision: Literal["auto", "32", "bf16", "64"] = "auto"
     compile: bool = False
     recompute: bool = False
@@ -103,6 +108,7 @@ class Options:
     devices: int = 1
     nodes: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    not_finite: Literal["stop", "skip", "rollback"] = "stop"
     resume: Path | None = None
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     dry_run: bool = False
@@ -113,7 +119,7 @@ class Options:
 def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
     """Carry out the command; the exit code."""
     started = time.monotonic()
-    from erg.commands.show import counting, tell, training
+    from erg.commands.show import compiling, counting, tell, training
     from erg.train.launch import in_group, leads, relaunch
 
     if options.devices > 1 and not in_group():
@@ -123,6 +129,8 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
     run, why, source = plan(options, given)
     for line in why:
         tell(line)
+    if source.kind == "image":
+        compiling()
     if options.dry_run:
         from erg.commands.dry_run import dry_run
 
@@ -192,7 +200,11 @@ def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
         changes["name"] = options.optimiser
     if options.weight_decay is not None:
         changes["weight_decay"] = options.weight_decay
-    run = replace(run, optimiser=replace(run.optimiser, **changes), strategy=options.strategy)
+    optimiser = replace(run.optimiser, **changes)
+    run = replace(
+        run, optimiser=optimiser, strategy=options.strategy, mask=options.mask,
+        not_finite=options.not_finite,
+    )  # fmt: skip
     assert isinstance(run, Run)
     assert isinstance(run.optimiser, Optimiser)
     return run, [source.describe(), *why], source
@@ -250,6 +262,7 @@ def finish(fitted: Any, source: Any, label: str | None) -> None:
     from erg.commands.show import counting, tell
     from erg.durable import write_atomically
     from erg.report.build import write_report
+    from erg.train.fit import with_masks
 
     with counting("Reading images") as progress:
         opened = open_for(fitted.encoder, source, label=label, progress=progress)
@@ -258,5 +271,6 @@ def finish(fitted: Any, source: Any, label: str | None) -> None:
         scores["data"] = fitted.run.data
         write_atomically(fitted.folder / "scores.json", json.dumps(scores).encode())
         print_scores(scores)
-    draw_pictures(fitted, opened, tell=tell)
+    images = with_masks(fitted, opened.images, opened.manifest, source)
+    draw_pictures(fitted, replace(opened, images=images), tell=tell)
     tell(f"Look at {write_report(fitted.folder)}")

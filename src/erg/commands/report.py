@@ -22,11 +22,22 @@ def report_(run: Path, /, *, out: Path | None = None, redraw: bool = False) -> i
     from erg.report.build import write_report
 
     if redraw:
+        from dataclasses import replace
+
         from erg.apply.embed import open_for
         from erg.apply.pictures import draw_pictures
-        from erg.train.fit import load
+        from erg.data.source import open_source
+        from erg.train.fit import load, with_masks
 
         fitted = load(run)
-        draw_pictures(fitted, open_for(fitted.encoder, fitted.run.data, label=fitted.run.label))
+        if not fitted.run.data:
+            raise ValueError(
+                "the run was made from data in memory, which are not there any more. Leave out "
+                "--redraw."
+            )
+        source = open_source(fitted.run.data, label=fitted.run.label)
+        opened = open_for(fitted.encoder, source, label=fitted.run.label)
+        images = with_masks(fitted, opened.images, opened.manifest, source)
+        draw_pictures(fitted, replace(opened, images=images))
     tell(f"Look at {write_report(run, out)}")
     return 0

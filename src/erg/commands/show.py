@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,26 +27,50 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, soft_wrap=True)
 
+_OBEYED = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What terminals obey rather than show: control characters, and marks that reorder a line."""
+
+
+def inert(text: str) -> str:
+    """Text that moves nothing, colours nothing and hides nothing on a terminal; names of files and
+    classes may hold anything."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 def tell(line: str) -> None:
     """One line of plain text; names of files are never taken for markup."""
     if leads():
-        console.print(Text(line))
+        console.print(Text(inert(line)))
 
 
 def warn(line: str) -> None:
     """A warning, in yellow where colours are shown."""
     if leads():
-        console.print(Text(line, style="yellow"))
+        console.print(Text(inert(line), style="yellow"))
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for (done, in all); nothing is drawn where nobody looks."""
+def counting(what: str, *, at_once: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar for (done, in all), at once or with the first count; nothing is drawn where nobody
+    looks."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not _seen()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=None, visible=at_once)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def compiling() -> None:
+    """What makes views is compiled, with a bar, where no command on this machine has done it yet.
+
+    Of several processes the first does it; the others find its work when they need it.
+    """
+    if leads():
+        from erg.views.kernels import compile_kernels
+
+        with counting("Compiling, once on this machine", at_once=False) as progress:
+            compile_kernels(progress)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Images inside zips and uncompressed tars, read in place: one archive, or shards of many.
 
-Nothing is ever extracted, so a member called `../../etc/passwd` is a name and nothing more. The
-index is built once, when the archive is opened, and takes about 50 bytes and its name a member.
+Nothing is ever extracted, so a member called `../../etc/passwd` is a name and nothing more; it is
+refused all the same, as nobody honest packs one. The index is built once, when the archive is
+opened, and takes about 50 bytes and its name a member.
 
 As webdataset writes them, files of one sample have one name and different endings: 000017.jpg,
 000017.cls, 000017.json. The last two may hold its label.
@@ -261,7 +262,7 @@ def _of_zip(place: Place, wanted: Callable[[str], bool]) -> Iterator[Member]:
         for info in archive.infolist():
             if not wanted(info.filename):
                 continue
-            refused = _nested(info.filename)
+            refused = _refused(info.filename)
             if info.flag_bits & 1:
                 refused = "The member of the archive is encrypted."
             elif stat.S_ISLNK(info.external_attr >> 16):
@@ -284,7 +285,7 @@ def _of_tar(place: Place, wanted: Callable[[str], bool]) -> Iterator[Member]:
             archive.members = []  # it would keep all of them
             if not wanted(info.name):
                 continue
-            refused = _nested(info.name)
+            refused = _refused(info.name)
             if not info.isreg():
                 refused = "It is a link, a device or a folder inside an archive."
             elif info.issparse():
@@ -306,6 +307,14 @@ def _wanted_beside(name: str) -> bool:
 def _inert(name: str) -> str:
     """A member's name for looking at its parts: `..` and `.` are no hidden folders."""
     return "/".join(p for p in name.replace("\\", "/").split("/") if p not in (".", ".."))
+
+
+def _refused(name: str) -> str:
+    """Why a member is not read whatever it holds; empty if it is."""
+    plain = name.replace("\\", "/")
+    if plain.startswith("/") or plain[1:3] == ":/" or ".." in plain.split("/"):
+        return "Its name leads out of the archive."
+    return _nested(name)
 
 
 def _nested(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Decoded images side by side in one buffer (Cache), or decoded when asked for (Stream).
+"""Decoded images side by side in one buffer (Cache), or decoded when asked for (Stream); and both
+with masks (Masked).
 
 A cache file is the pixels of all readable images in the order of the manifest and nothing else.
 Its sidecar `<file>.json` says of what, with a checksum, so that a foreign, damaged or half-written
@@ -10,6 +11,7 @@ import glob
 import json
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,6 +83,8 @@ class Stream:
         manifest: of the source.
         short_side: of the images (see `load_rgb`).
         threads: that decode; None: as many as there are cores, at most 8.
+        max_lost: largest share of the readable images that may vanish or change later on. Others
+            that are asked for with them stand in for them, and `lost` counts them.
     """
 
     def __init__(
@@ -90,24 +94,107 @@ class Stream:
         *,
         short_side: int | None = None,
         threads: int | None = None,
+        max_lost: float = 0.0,
     ) -> None:
         self.source, self.short_side, self.hashes = source, short_side, manifest.hashes
         self.pool = ThreadPoolExecutor(threads or default_threads(), "erg-stream")
+        self.may_lose = max_lost * len(manifest.ok)
+        self.lost: dict[int, DataError] = {}
+        """Why rows are lost that were readable when the manifest was made."""
 
     def pixels(self, rows: np.ndarray) -> Pixels:
         """The images of some rows, decoded into one buffer; rows as in `Cache.pixels`.
 
         Raises:
-            DataError: an item has changed or can no longer be read.
+            DataError: more items than allowed have changed or can no longer be read, or all of
+                these.
         """
-        return Pixels.pack(list(self.pool.map(self._read, np.asarray(rows).tolist())))
+        asked = np.asarray(rows).tolist()
+        found = list(self.pool.map(self._read, asked))
+        images = [image for image in found if image is not None]
+        if len(images) < len(found):
+            if not images:
+                raise self.lost[asked[0]]
+            # The next one stands in for one that is lost, and the first after the last.
+            there = np.flatnonzero([image is not None for image in found])
+            chosen = np.searchsorted(there, np.arange(len(found))) % len(there)
+            images = [images[place] for place in chosen]
+        return Pixels.pack(images)
 
-    def _read(self, row: int) -> np.ndarray:
-        return _read_again(self.source, row, self.hashes[row], self.short_side)
+    def _read(self, row: int) -> np.ndarray | None:
+        try:
+            return _read_again(self.source, row, self.hashes[row], self.short_side)
+        except DataError as error:
+            self.lost[row] = error
+            if len(self.lost) > self.may_lose:
+                raise
+            return None
 
     def close(self) -> None:
         """End the threads."""
         self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Masked:
+    """Images with their masks, where they have one of their size.
+
+    Args:
+        images: of all rows.
+        masks: of the same rows.
+        manifest: of the images.
+        found: the manifest of the masks.
+
+    Raises:
+        DataError: no mask is of the size of its image, or all are black.
+    """
+
+    def __init__(
+        self, images: Cache | Stream, masks: Cache | Stream, manifest: Manifest, found: Manifest
+    ) -> None:
+        self.images, self.masks, self.manifest, self.found = images, masks, manifest, found
+        self.sized = (manifest.sizes == found.sizes).all(axis=1)
+        self.usable = self.sized & (manifest.sizes > 0).all(axis=1)
+        rows = np.flatnonzero(self.usable)
+        if not len(rows):
+            raise DataError(
+                f"none of {len(found.ok):,} masks is of the size of its image. Give masks of the "
+                "same height and width [pixels]."
+            )
+        few = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(int)
+        some = masks.pixels(rows[few])
+        looked = [some.image(i) for i in range(len(few))]
+        if max(int(mask.max()) for mask in looked) <= 1:
+            raise DataError(
+                f"the masks are black: {len(looked)} looked at hold nothing brighter than 1 of "
+                "255. Write 255, not 1, where something stands out."
+            )
+        self.kept = float(np.mean([mask.mean() for mask in looked])) / 255
+        """Share of the images that their masks keep, of some looked at."""
+
+    def pixels(self, rows: np.ndarray) -> Pixels:
+        """The images of some rows, with masks; rows as in `Cache.pixels`."""
+        images, there = self.images.pixels(rows), self.usable[rows]
+        if isinstance(self.images, Stream) and self.images.lost:  # others stand in for those
+            there = there & ~np.isin(rows, list(self.images.lost))
+        if not there.any():
+            return images
+        some = self.masks.pixels(rows[there])
+        offset, height, width = every = np.zeros((3, len(rows)), dtype=np.int64)
+        every[:, there] = some.offset, some.height, some.width
+        return images._replace(masks=Pixels(some.flat, offset, height, width))
+
+    def summary(self) -> str:
+        """How many images have masks, and why the others have none; a few lines of text."""
+        readable = self.manifest.ok
+        reasons = self.found.table["reason"].to_numpy()[readable]
+        other = ~self.sized[readable] & (reasons == "")
+        reasons = np.where(other, "It is of another size than its image.", reasons)
+        lines = [
+            f"{int(self.usable.sum()):,} of {len(readable):,} images have masks, which keep "
+            f"{self.kept:.0%} of them"
+        ]
+        counts = Counter(reasons[reasons != ""].tolist()).most_common(10)
+        return "\n".join(lines + [f"{n:,} without a mask: {reason}" for reason, n in counts])
 
 
 def _read_again(source: Source, row: int, expected: str, short_side: int | None) -> np.ndarray:
@@ -135,6 +222,7 @@ def open_images(
     file: Path | None = None,
     budget: int | None = None,
     max_skipped: float = 0.2,
+    max_lost: float = 0.0,
     threads: int | None = None,
     manifest: Manifest | None = None,
     progress: Progress | None = None,
@@ -148,6 +236,7 @@ def open_images(
         budget: largest size of all pixels [bytes]; None: a third of the free memory, or of the
             free disk where there is a file. Larger sets are decoded whenever they are used.
         max_skipped: largest share of unreadable items.
+        max_lost: largest share of items that may vanish or change later (see `Stream`).
         threads: that read and decode; None: as many as there are cores, at most 8.
         manifest: of the source, from an earlier run: a cache file made of it is used as it is.
         progress: called with the number of items done and of all items.
@@ -159,8 +248,19 @@ def open_images(
     if source.kind != "image":
         raise DataError(f"{source.describe()} are no images. Use the vectors of the source.")
     budget = default_budget(file) if budget is None else budget
+
+    def stream(manifest: Manifest) -> Stream:
+        return Stream(
+            source, manifest, short_side=short_side, threads=threads, max_lost=max_lost
+        )  # fmt: skip
+
     if manifest is not None:
-        return manifest, _open_again(source, manifest, short_side, file, budget, threads, progress)
+        _check_length(source, manifest)
+        if _total(manifest, short_side) > budget:
+            return manifest, stream(manifest)
+        return manifest, build_cache(
+            source, manifest, short_side=short_side, file=file, threads=threads, progress=progress
+        )
     fits = _estimate(source, short_side) <= budget
     with _Writer(file, budget if fits else 0) as writer:
         manifest = build_manifest(
@@ -172,9 +272,41 @@ def open_images(
             progress=progress,
         )
         cache = writer.finish(manifest, short_side)
-    if cache is not None:
-        return manifest, cache
-    return manifest, Stream(source, manifest, short_side=short_side, threads=threads)
+    return manifest, stream(manifest) if cache is None else cache
+
+
+def open_masks(
+    images: Cache | Stream,
+    manifest: Manifest,
+    masks: Source,
+    *,
+    short_side: int | None = None,
+    file: Path | None = None,
+    budget: int | None = None,
+    found: Manifest | None = None,
+    progress: Progress | None = None,
+) -> Masked:
+    """Put masks beside images. They are looked at, kept and known again as images are; those that
+    are missing or damaged are skipped, however many.
+
+    Args:
+        images: from `open_images`.
+        manifest: of the images.
+        masks: of the same items (see `source.masks_of`).
+        short_side: of the images.
+        file: as in `open_images`, another one.
+        budget: as in `open_images`.
+        found: the manifest of the masks, from an earlier run.
+        progress: as in `open_images`.
+
+    Raises:
+        DataError: no mask can be used, or masks are not what their manifest says.
+    """
+    found, opened = open_images(
+        masks, short_side=short_side, file=file, budget=budget, max_skipped=1.0, manifest=found,
+        progress=progress,
+    )  # fmt: skip
+    return Masked(images, opened, manifest, found)
 
 
 def open_vectors(
@@ -218,23 +350,6 @@ def _check_length(source: Source, manifest: Manifest) -> None:
             f"{source.describe()}, but the manifest has {len(manifest):,} rows. Put the data back "
             "as they were, or start a new run."
         )
-
-
-def _open_again(
-    source: Source,
-    manifest: Manifest,
-    short_side: int | None,
-    file: Path | None,
-    budget: int,
-    threads: int | None,
-    progress: Progress | None,
-) -> Cache | Stream:
-    _check_length(source, manifest)
-    if _total(manifest, short_side) > budget:
-        return Stream(source, manifest, short_side=short_side, threads=threads)
-    return build_cache(
-        source, manifest, short_side=short_side, file=file, threads=threads, progress=progress
-    )
 
 
 def build_cache(

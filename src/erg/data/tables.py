@@ -41,13 +41,16 @@ class Parquet(Source):
         files: the tables, in order.
         spec: what `open_source` opens again.
         label: column of the labels, or None.
+        column: of the images; None finds it by name and type.
     """
 
-    def __init__(self, files: Sequence[Place], spec: str, label: str | None) -> None:
+    def __init__(
+        self, files: Sequence[Place], spec: Spec, label: str | None, column: str | None = None
+    ) -> None:
         self.files, self.spec = files, spec
         self.tables = [_opened(file) for file in files]
         schemas = [table.schema for table in self.tables]
-        self.column = _image_column(schemas[0], files[0])
+        self.column = column or _image_column(schemas[0], files[0])
         for schema, file in zip(schemas, files, strict=True):
             for column in (self.column, label):
                 _check_column(schema, column, file)
@@ -121,6 +124,21 @@ class Parquet(Source):
     def _labels(self, column: str) -> list[str | None]:
         names = _label_names(self.tables[0].schema, column)
         return [_label(value, names) for value in self._strings(column)]
+
+    def masks(self, column: str) -> "Parquet":
+        """The same rows, of which another column is the images.
+
+        Raises:
+            DataError: there is no such column, or it cannot hold images.
+        """
+        for table, file in zip(self.tables, self.files, strict=True):
+            _check_column(table.schema, column, file)
+            if not _is_image_type(kind := table.schema.field(column).type):
+                raise DataError(
+                    f"the column {column!r} of {printable(file.name)} is {kind}, no encoded "
+                    "images. Name a column of masks."
+                )
+        return Parquet(self.files, self.spec, None, column)
 
     def offset(self, i: int) -> int:
         return i
@@ -419,7 +437,9 @@ class Tokens(Source):
     def item(self, i: int) -> Item:
         tokens = np.asarray(self.values[i], dtype=np.int64)
         length = int((tokens >= 0).sum())
-        if not length or tokens[:length].min() < 0 or tokens.min() < -1:
+        if not length:
+            raise UnreadableImage("It holds no token, only numbers below 0.")
+        if tokens[:length].min() < 0 or tokens.min() < -1:
             raise UnreadableImage("Its numbers are below 0 elsewhere than behind its end.")
         return tokens
 

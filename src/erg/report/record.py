@@ -7,6 +7,7 @@ the report leaves that part out.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,6 +53,13 @@ class Interval(NamedTuple):
     high: float
 
 
+class Difference(NamedTuple):
+    """How far the encoder is ahead of a baseline over the same items, and whether clearly."""
+
+    interval: Interval
+    clear: bool
+
+
 class Curve(NamedTuple):
     """A number against the optimiser step; steps ascend and occur once."""
 
@@ -81,6 +89,10 @@ class Scores:
     test: str | None
     rows: dict[str, dict[str, Interval]]
     more: dict[str, float]
+    before: dict[str, float]  # the same of the encoder before training
+    gaps: dict[str, Difference]  # to the score of each baseline; empty in older files
+    voters: dict[str, int]  # neighbours that voted, by score
+    seen: int  # test images that training saw, without labels
     primary: str  # the score the verdict rests on
     better: bool | None
     text: str
@@ -220,7 +232,7 @@ def _record_1(folder: Path, run: dict[str, Any]) -> Record:
     warnings = [
         (_step(e), str(e["warning"]))
         for e in events
-        if e.get("kind") in ("health", "shortcut") and e.get("warning")
+        if e.get("kind") in ("health", "shortcut", "left out", "lost") and e.get("warning")
     ]
     return Record(
         folder=folder,
@@ -302,6 +314,10 @@ def _scores_1(data: dict[str, Any], path: Path) -> Scores:
     more = {**(data.get("clusters") or {})}
     more.update({k: data[k] for k in ("rankme", "alignment", "uniformity") if k in data})
     verdict = data.get("verdict") or {}
+    gaps = {
+        str(name): Difference(_interval(gap), bool(gap["clear"]))
+        for name, gap in _object(verdict.get("gaps") or {}).items()
+    }
     return Scores(
         split=str(data.get("split") or ""),
         label=None if data.get("label") is None else str(data["label"]),
@@ -310,11 +326,19 @@ def _scores_1(data: dict[str, Any], path: Path) -> Scores:
         n_test=int(data.get("n_test") or 0),
         test=None if data.get("test") is None else str(data["test"]),
         rows=rows,
-        more={k: float(v) for k, v in more.items() if isinstance(v, int | float)},
+        more=_numbers(more),
+        before=_numbers(_object(data.get("before") or {})),
+        gaps=gaps,
+        voters={str(k): int(v) for k, v in _object(data.get("voters") or {}).items()},
+        seen=int(data.get("n_seen") or 0),
         primary=str(verdict.get("score") or ""),
         better=None if verdict.get("better") is None else bool(verdict["better"]),
         text=str(verdict.get("text") or ""),
     )
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in values.items() if isinstance(v, int | float)}
 
 
 def _map_1(data: dict[str, Any], path: Path) -> Map:
@@ -373,13 +397,15 @@ def _energies_1(data: dict[str, Any], path: Path) -> tuple[str, dict[str, Energi
 def _sheet(path: Path, data: dict[str, Any], cells: int) -> Sheet:
     """A sprite sheet, after checking that it is a WebP large enough for its cells."""
     size, columns = int(data["size"]), int(data["columns"])
-    if path.stat().st_size > MAX_PICTURE:
+    with open_regular(path) as file:  # a pipe would be waited for
+        content = file.read(MAX_PICTURE + 1)
+    if len(content) > MAX_PICTURE:
         raise ValueError(f"{path.name} is larger than {MAX_PICTURE // 10**6} MB")
-    with Image.open(path, formats=["WEBP"]) as picture:
+    with Image.open(BytesIO(content), formats=["WEBP"]) as picture:
         width, height = picture.size
     if size < 1 or columns < 1 or size * columns > width or -(-cells // columns) * size > height:
         raise ValueError(f"{path.name} has no room for {cells} cells of {size} px")
-    return Sheet(path.read_bytes(), width, height, size, columns)
+    return Sheet(content, width, height, size, columns)
 
 
 def _manifest(path: Path) -> Manifest:

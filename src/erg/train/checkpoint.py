@@ -80,6 +80,7 @@ def save_checkpoint(
     optimiser: Optimizer | None,
     *,
     writes: bool = True,
+    keep: int | None = None,
 ) -> Path:
     """Write step_N.safetensors and its checksum; once they read back, drop all but two.
 
@@ -92,6 +93,7 @@ def save_checkpoint(
         method: of which parameters and buffers are saved.
         optimiser: of which all state is saved.
         writes: whether this process writes what is not its share.
+        keep: the step of another checkpoint that is not dropped.
 
     Raises:
         NoSpace: the disk has not enough room; older checkpoints are untouched.
@@ -119,7 +121,7 @@ def save_checkpoint(
         _save_whole(path, tensors, about)
     if writes:
         with explained(folder):
-            _drop_others(path, step)
+            _drop_others(path, step, keep)
     return path
 
 
@@ -151,14 +153,14 @@ def _state(
     return tensors, scalars
 
 
-def _drop_others(path: Path, step: int) -> None:
-    """Keep the checkpoint of a step and the newest whole ones before it.
+def _drop_others(path: Path, step: int, keep: int | None) -> None:
+    """Keep the checkpoint of a step, the newest whole ones before it, and one that is asked for.
 
     What is of a later step was damaged, or the run would have gone on from there.
     """
     folder, kept = path.parent, 1
     for found, other in _newest_first(folder):
-        if other == path:
+        if other == path or found == keep:
             continue
         if found < step and kept < KEPT and _whole(other):
             kept += 1
@@ -171,11 +173,17 @@ def _drop_others(path: Path, step: int) -> None:
 
 
 def load_checkpoint(
-    folder: Path, method: nn.Module, optimiser: Optimizer | None
+    folder: Path, method: nn.Module, optimiser: Optimizer | None, *, until: int | None = None
 ) -> Restored | None:
     """Load the newest checkpoint that is whole; None where there is none.
 
     Several processes have to call this together, and load the same one.
+
+    Args:
+        folder: of the checkpoints.
+        method: whose parameters and buffers are replaced.
+        optimiser: whose state is replaced; None where only the method is wanted.
+        until: the last step whose checkpoint may be taken; None for any.
 
     Raises:
         ValueError: checkpoints are there and all are damaged, or belong to another run.
@@ -183,6 +191,8 @@ def load_checkpoint(
     damaged: list[str] = []
     device = _device(method)
     for step, path in _newest_first(folder):
+        if until is not None and step > until:
+            continue
         saved = open_shards(path) if path.suffix == ".json" else _open_whole(path)
         ours = saved is not None and saved.about.get("format") == FORMAT
         broken = saved is None or (ours and saved.about.get("step") != str(step))

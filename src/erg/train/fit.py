@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from erg import catalog, distributed
-from erg.data.cache import open_images, open_vectors
+from erg.data.cache import Cache, Masked, Stream, open_images, open_masks, open_vectors
 from erg.data.loader import Images
 from erg.data.manifest import Manifest, hold_out
-from erg.data.source import Source, open_source
+from erg.data.source import Source, masks_of, open_source
 from erg.encoders import Encoder, save_encoder
 from erg.method import Method
 from erg.train.checkpoint import load_checkpoint
@@ -37,6 +37,7 @@ from erg.train.preempt import INTERRUPTED, STOPPED, Leave, Stopped
 from erg.train.run import Run, environment
 from erg.train.shortcut import Shortcut
 from erg.views.pixels import Pixels
+from erg.views.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def open_data(
     *,
     image_size: int,
     label: str | None = None,
+    masks: Source | None = None,
     hold: int = 1000,
     max_skipped: float = 0.2,
     resume: bool = False,
@@ -101,22 +103,60 @@ def open_data(
 ) -> tuple[Data, Manifest]:
     """Look at every item once, decode what fits, and hold some out of training.
 
-    Images are kept at twice the encoder's size (shorter side), enough for crops of a quarter of
-    the area at full sharpness.
+    Images, and their masks if there are any, are kept at twice the encoder's size (shorter side),
+    enough for crops of a quarter of the area at full sharpness.
     """
     frozen = Manifest.load(folder.manifest) if resume and folder.manifest.exists() else None
+    # Several processes would write one file: each keeps its own pixels in memory instead.
+    file = None if several_processes() else folder.cache
     manifest, images = open_items(
         source,
-        short_side=max(64, 2 * image_size),
-        # Several processes would write one file: each keeps its own pixels in memory instead.
-        file=None if several_processes() else folder.cache,
+        short_side=_short_side(image_size),
+        max_lost=max_skipped,
+        file=file,
         max_skipped=max_skipped,
         manifest=frozen,
         progress=progress,
     )
+    if masks is not None:
+        assert isinstance(images, Cache | Stream)  # others have no masks
+        images = open_masks(
+            images, manifest, masks, short_side=_short_side(image_size),
+            file=file.with_name(f"{file.name}.masks") if file is not None else None,
+            found=Manifest.load(_masks_file(folder)) if frozen is not None else None,
+            progress=progress,
+        )  # fmt: skip
     chosen, held = hold_out(manifest, share=0.05, at_most=hold)
     labels = manifest.labels[0] if label is not None else None
     return Data(images, chosen, held, labels), manifest
+
+
+def _short_side(image_size: int) -> int:
+    return max(64, 2 * image_size)
+
+
+def _masks_file(folder: RunFolder) -> Path:
+    return folder.path / "masks.parquet"
+
+
+def with_masks(
+    fitted: Fitted, images: Images | np.ndarray, manifest: Manifest, source: Source
+) -> Images | np.ndarray:
+    """Images of a run's data with the masks that it was trained with, if any, read when asked for.
+
+    Args:
+        fitted: a run whose folder says which masks there were.
+        images: as sharp as in training; vectors, which have no masks, come back as they are.
+        manifest: of the images.
+        source: of the images.
+    """
+    if fitted.run.mask is None or not isinstance(images, Cache | Stream):
+        return images
+    return open_masks(
+        images, manifest, masks_of(source, fitted.run.mask), budget=0,
+        short_side=_short_side(fitted.run.image_size),
+        found=Manifest.load(_masks_file(RunFolder(fitted.folder))),
+    )  # fmt: skip
 
 
 def open_items(
@@ -125,6 +165,7 @@ def open_items(
     short_side: int,
     file: Path | None = None,
     max_skipped: float = 0.2,
+    max_lost: float = 0.0,
     manifest: Manifest | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Manifest, Images | np.ndarray]:
@@ -136,6 +177,7 @@ def open_items(
         short_side=short_side,
         file=file,
         max_skipped=max_skipped,
+        max_lost=max_lost,
         manifest=manifest,
         progress=progress,
     )
@@ -173,7 +215,8 @@ def fit(
         tell: called with lines worth printing.
         prepared: called with (images looked at, images in all) while data are opened.
         started: `time.monotonic()` from which `minutes` count; by default the call.
-        max_skipped: largest share of unreadable items before the run stops.
+        max_skipped: largest share of items that may be unreadable before the run stops, or vanish
+            or change while it reads them again.
 
     Raises:
         ValueError: the run, its data or the folder are not usable; the text says what to do.
@@ -205,13 +248,20 @@ def fit(
         try:
             source = data if isinstance(data, Source) else None
             source = source or open_source(run.data if data is None else data, label=run.label)
+            masks = None if run.mask is None else masks_of(source, run.mask)
+            if masks is not None:
+                _check_masks_serve(run, len(source))
             opened, manifest = open_data(
-                source, folder, image_size=run.image_size, label=run.label, hold=run.hold_out,
-                resume=resume, progress=prepared,
+                source, folder, image_size=run.image_size, label=run.label, masks=masks,
+                hold=run.hold_out, max_skipped=max_skipped, resume=resume, progress=prepared,
             )  # fmt: skip
             tell(manifest.summary())
             run = _with_size(run, len(manifest))
             loop = Loop(run, opened, device=torch.device(device) if device else None)
+            if isinstance(opened.images, Masked):
+                tell(opened.images.summary())
+            elif _takes_masks(loop.loader.plan):
+                tell("Backgrounds stay in all views, since no masks were given (--mask).")
             try:
                 watching = (Shortcut(), Health()) if observers is None else observers
                 if minutes is not None and not resume:
@@ -220,6 +270,8 @@ def fit(
                 first = loop.whole()
                 if lead:
                     manifest.save(folder.manifest)
+                    if isinstance(opened.images, Masked):
+                        opened.images.found.save(_masks_file(folder))
                     folder.write_run({**run.to_json(), "environment": environment()})
                     if not (folder.encoder_start / "config.json").exists():
                         # Also of a run that was killed before it came here: nothing is loaded yet.
@@ -238,6 +290,20 @@ def fit(
                 leave_group()
         finally:
             folder.unlock()
+
+
+def _takes_masks(plan: Plan) -> bool:
+    return any(view.background > 0 for view in (*plan.main, *plan.local))
+
+
+def _check_masks_serve(run: Run, rows: int) -> None:
+    """Refuse masks for a plan without them, before anything is decoded."""
+    plan = run.plan or replace(_with_size(run, rows), init=None).build().plan()
+    if not _takes_masks(plan):
+        raise ValueError(
+            f"no view of {run.method} is made with masks, so they would change nothing. Leave "
+            "--mask out, use RELICv2, or a plan with a background above 0."
+        )
 
 
 def _with_size(run: Run, rows: int) -> Run:

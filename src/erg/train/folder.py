@@ -113,7 +113,8 @@ class RunFolder:
     def unlock(self) -> None:
         """Let others in."""
         if self._lock is not None:
-            (self.path / "lock").unlink(missing_ok=True)
+            with suppress(OSError):  # of a read-only disk, which is what is to be said
+                (self.path / "lock").unlink()
             self._lock.close()
             self._lock = None
 

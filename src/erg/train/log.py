@@ -1,6 +1,7 @@
 """What a run writes as it goes: losses by step, and wall-clock figures apart from them."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,14 @@ import torch
 from erg.train.checkpoint import Diverged
 from erg.train.folder import RunFolder
 from erg.train.run import Run
+
+
+def diverged(what: str, step: int, bad: Sequence[str]) -> Diverged:
+    """That something was not finite in a step (numbered from 0), and which parts of it."""
+    return Diverged(
+        f"{what} is not finite at step {step + 1} ({', '.join(bad)}). Lower --lr, resume from the "
+        "last checkpoint with another seed, or leave such steps out (--not-finite skip)."
+    )
 
 
 class Clock:
@@ -76,10 +85,7 @@ class Log:
         loss = sum(value for name, value in parts.items() if "/" in name)
         if not np.isfinite(loss):
             bad = [name for name, value in parts.items() if not np.isfinite(value)]
-            raise Diverged(
-                f"the loss is not finite at step {step + 1} ({', '.join(bad)}). Lower --lr, or "
-                "resume from the last checkpoint with another seed."
-            )
+            raise diverged("the loss", step, bad)
         self.last = {"loss": loss, **parts}
         if self.writes:
             self.folder.event(step + 1, "step", **self._event(step, loss, parts))

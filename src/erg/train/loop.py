@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -18,23 +18,33 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from erg import distributed
+from erg.data.cache import Masked, Stream
 from erg.data.loader import Images, Loader
+from erg.data.source import DataError
 from erg.method import Loss, Method
-from erg.train.checkpoint import load_checkpoint, save_checkpoint, state_hash
+from erg.train.checkpoint import Diverged, load_checkpoint, save_checkpoint, state_hash
 from erg.train.features import computing_in, features, plain_attention, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import Health, Observer, Watched
-from erg.train.log import Clock, Log
+from erg.train.log import Clock, Log, diverged
 from erg.train.optim import build_optimiser
 from erg.train.preempt import Stopped, Watch
 from erg.train.run import Run, Strategy
 from erg.train.sharding import check_shardable, shard, whole
+from erg.train.shards import local
 from erg.train.shortcut import Shortcut
+from erg.views.kernels import compile_kernels
 from erg.views.random import Purpose, bits
 from erg.views.types import Views
 
 PATIENCE = "ERG_TIMEOUT"
 """Environment variable: how long processes wait for each other [seconds]."""
+
+IN_A_ROW = 10
+"""Steps that may be left out one after another; a run that needs more has diverged."""
+
+RETURNS = 100
+"""Places in a run that it can go back to, evenly spaced, the start among them."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,8 @@ class Loop:
         self.optimiser = build_optimiser(run.optimiser, self.method)
         self.autocast = run.autocast(self.device)
         encoder = self.method.encoder
+        if not isinstance(data.images, np.ndarray):
+            _compile_in_turn(self.device)
         self.loader = Loader(
             data.images, data.train, run.plan or self.method.plan(), batch=run.batch,
             seed=run.seed, image_size=run.image_size, mean=encoder.mean, std=encoder.std,
@@ -145,9 +157,15 @@ class Loop:
         torch.manual_seed(int(key) >> 1)
 
     def step(self, step: int, batches: Sequence[Views]) -> dict[str, torch.Tensor]:
-        """One optimiser step; parts of the loss, still on the device."""
+        """One optimiser step; parts of the loss, still on the device.
+
+        Raises:
+            Diverged: the loss or a gradient is not finite, on whichever process. Parameters are
+                untouched, and so are buffers unless the run is to stop.
+        """
         progress = step / self.run.steps
         self.method.train()
+        before = {} if self.run.not_finite == "stop" else self._buffers()
         parts: dict[str, torch.Tensor] = {}
         for micro, views in enumerate(batches):
             views = self._to_device(views)
@@ -163,6 +181,9 @@ class Loop:
                     key = f"{kind}/{name}"
                     share = value.detach() / len(batches)
                     parts[key] = parts[key] + share if key in parts else share
+        for parameter in self.method.frozen(progress):
+            parameter.grad = None
+        self._check(step, parts, before)
         parts |= self._optimise(progress)
         self.seed(step, 0, 1)
         self.method.after_step(progress)
@@ -177,11 +198,36 @@ class Loop:
             return nullcontext()
         return self.fabric.no_backward_sync(self.wrapped, enabled=not last)
 
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        """Copies of what `Method.loss` may change."""
+        return {name: held.detach().clone() for name, held in self.method.named_buffers()}
+
+    def _check(
+        self, step: int, parts: dict[str, torch.Tensor], before: dict[str, torch.Tensor]
+    ) -> None:
+        """Whether loss and gradients are finite everywhere; if not, the step leaves no trace."""
+        if self.run.not_finite == "stop" and self.device.type != "cpu" and not distributed.active():
+            return  # what is logged is looked at without waiting for the device
+        gradients = [local(p.grad) for p in self.method.parameters() if p.grad is not None]
+        seen = sum(parts.values(), nn.utils.get_total_norm(gradients))
+        if not distributed.agree(not bool(seen.isfinite()), self.device):
+            return
+        lost = [name for name, value in parts.items() if not bool(value.isfinite())]
+        what = "a gradient" if not lost else "the loss"
+        for name, parameter in self.method.named_parameters() if not lost else ():
+            if parameter.grad is not None and not bool(local(parameter.grad).isfinite().all()):
+                lost = [name]  # the first is enough: the others mostly follow from it
+                break
+        self.method.zero_grad(set_to_none=True)
+        if before:
+            for name, held in self.method.named_buffers():
+                held.copy_(before[name])
+        elsewhere = "of another process" if distributed.active() else "all of them together"
+        raise diverged(what, step, lost or [elsewhere])
+
     def _optimise(self, progress: float) -> dict[str, torch.Tensor]:
         if self.optimiser is None:
             return {}
-        for parameter in self.method.frozen(progress):
-            parameter.grad = None
         seen: dict[str, torch.Tensor] = {}
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         if self.run.optimiser.clip:
@@ -232,7 +278,8 @@ class Loop:
         while len(seconds) < steps or distributed.agree(sum(seconds) < lasting, self.device):
             start = time.perf_counter()
             step = len(seconds) % max(1, min(self.loader.steps_per_epoch, self.run.steps))
-            self.step(step, self.loader.batches(step))
+            with suppress(Diverged):  # the run will come to it and say so
+                self.step(step, self.loader.batches(step))
             seconds.append(time.perf_counter() - start)
         epoch = 0.0
         if self.clusters:
@@ -272,7 +319,8 @@ def train(
 
     Raises:
         Stopped: a signal asked for it; the state is saved.
-        Diverged: the loss is not finite; nothing after the last checkpoint is kept.
+        Diverged: the loss or a gradient is not finite and the run is to stop, or it was so too
+            often; nothing after the last checkpoint is kept.
         Lost: another process has died or does not answer; nothing after the last checkpoint is
             kept.
     """
@@ -282,12 +330,12 @@ def train(
     if restored and restored.skipped and tell is not None:
         tell(f"Damaged, so left out: {', '.join(restored.skipped)}. Going on from step {done}.")
     if writes:
-        folder.truncate(done if restored else -1)
+        folder.truncate(done or -1)
     watched = _watched(run, loop, folder.first("health"))
     for observer in observers:
         observer.start(watched)
-    if done == 0:
-        loop.after_epoch()
+    # Where a run goes back to is a function of the step, not of when it was saved or resumed.
+    part = max(1, run.steps // RETURNS) if run.not_finite == "rollback" else 0
     clock = Clock(folder, writes)
     log = Log(folder, writes, run)
     health: dict[str, Any] = {}
@@ -308,19 +356,68 @@ def train(
         if writes:
             folder.flush()
         if writes or loop.sharded:
-            save_checkpoint(folder.checkpoints, step, loop.method, loop.optimiser, writes=writes)
+            save_checkpoint(
+                folder.checkpoints, step, loop.method, loop.optimiser, writes=writes,
+                keep=step // part * part if part else None,
+            )  # fmt: skip
         _assert_equal_ranks(loop.method)
 
+    lost = 0
+
+    def count_lost() -> None:
+        nonlocal lost
+        mine = _lost(loop.data.images)
+        everyone = sum(distributed.counts(len(mine), loop.device))
+        if everyone > lost:
+            lost = everyone
+            said = f"{lost} images vanished or changed, and others stood in for them."
+            said += f" The last: {list(mine.values())[-1]}" if mine else ""
+            if writes:
+                folder.event(done, "lost", images=lost, warning=said)
+            if tell is not None:
+                tell(said)
+
+    def leave_out(step: int, why: Diverged) -> None:
+        """Go on without a step; where the run is to go back, with what was there before it."""
+        what = str(why).partition(". ")[0]
+        said = f"{what[0].upper()}{what[1:]}; the step was left out."
+        if part:
+            start = step // part * part
+            back = load_checkpoint(folder.checkpoints, loop.method, loop.optimiser, until=start)
+            if back is None:
+                raise why
+            if back.step == 0:
+                loop.after_epoch()  # as at the start: the first checkpoint is from before it
+            said += f" The weights are those after step {back.step} again."
+        if writes:
+            folder.event(step + 1, "left out", warning=said)
+        if tell is not None:
+            tell(said)
+
+    if done == 0:
+        if part:
+            save(0)
+        loop.after_epoch()
     with Watch() as watch:
         if done == 0:
             look(0)
-        depth = 0 if loop.device.type == "cpu" else 2
+        depth, in_a_row = 0 if loop.device.type == "cpu" else 2, 0
         for step, batches in loop.loader.ahead(done, run.steps, depth):
-            parts = loop.step(step, batches)
+            parts: dict[str, torch.Tensor] = {}
+            try:
+                parts = loop.step(step, batches)
+                in_a_row = 0
+            except Diverged as why:
+                in_a_row += 1
+                if run.not_finite == "stop" or in_a_row > IN_A_ROW:
+                    raise
+                leave_out(step, why)
             done = step + 1
             if done % log_every == 0 or done == run.steps or done == 1:
                 clock.images = loop.loader.batch * log_every
-                log.take(step, parts)
+                if parts:
+                    log.take(step, parts)
+                count_lost()
                 speed = clock.tick(done)
                 if show is not None and writes:
                     show(Progress(done, run.steps, speed, log.last, dict(health)))
@@ -331,6 +428,7 @@ def train(
             if (
                 stop
                 or done == run.steps
+                or (part and done % part == 0)
                 or distributed.agree(
                     clock.since_saving() > 60 * run.checkpoint_minutes, loop.device
                 )
@@ -378,6 +476,12 @@ def measured(
     return replace(run, steps=max(1, int(left / seconds)))
 
 
+def _lost(images: Images | np.ndarray) -> dict[int, DataError]:
+    """Why images are lost that were readable at first."""
+    read = images.images if isinstance(images, Masked) else images
+    return read.lost if isinstance(read, Stream) else {}
+
+
 def _watched(run: Run, loop: Loop, before: dict[str, Any] | None = None) -> Watched:
     return Watched(
         loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps,
@@ -412,7 +516,17 @@ def several_processes() -> bool:
 
 def join(device: torch.device | None = None) -> torch.device:
     """The device of this process, which first joins the others that torchrun started with it."""
-    return _fabric(device).device
+    own = _fabric(device).device
+    _compile_in_turn(own)
+    return own
+
+
+def _compile_in_turn(device: torch.device) -> None:
+    """The first process compiles what makes views; the others then load that from the cache."""
+    if distributed.rank() == 0:
+        compile_kernels()
+    distributed.agree(False, device)  # the others wait here
+    compile_kernels()
 
 
 def _fabric(device: torch.device | None, strategy: Strategy = "ddp") -> Fabric:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import platform
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -20,6 +21,7 @@ FORMAT = 1
 OptimiserName = Literal["adamw", "sgd", "lars", "larc"]
 Precision = Literal["auto", "32", "bf16", "64"]
 Strategy = Literal["ddp", "fsdp"]
+NotFinite = Literal["stop", "skip", "rollback"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class Run:
         init: weights to start from (see `encoders.build_encoder`); None for random.
         data: what `erg.data.source.open_source` opens; empty where data came from memory.
         label: where labels are found, for watching only; methods never see them.
+        mask: where masks of what stands out in the images are (see `erg.data.source.masks_of`): a
+            parquet column, or a folder beside that of the images; None for none.
         plan: views to make, if not the method's own.
         optimiser: how parameters are changed.
         batch: images per optimiser step, over all processes.
@@ -83,6 +87,9 @@ class Run:
             being remembered (activation checkpointing): less memory, a third more time.
         strategy: how several processes share the work: ddp, each with the whole method, or fsdp,
             each with a share of every parameter.
+        not_finite: what happens where the loss or a gradient is not a finite number: stop; skip,
+            which leaves the step out; or rollback, which also goes back to the weights of the last
+            whole hundredth of the run. More than ten such steps in a row stop it all the same.
         hold_out: images kept out of training for watching, at most 5 % of all.
         checkpoint_minutes: between checkpoints [minutes].
     """
@@ -95,6 +102,7 @@ class Run:
     init: str | None = None
     data: str = ""
     label: str | None = None
+    mask: str | None = None
     plan: Plan | None = None
     optimiser: Optimiser = Optimiser()
     batch: int = 256
@@ -105,6 +113,7 @@ class Run:
     compile: bool = False
     recompute: bool = False
     strategy: Strategy = "ddp"
+    not_finite: NotFinite = "stop"
     hold_out: int = 1000
     checkpoint_minutes: float = 5.0
 
@@ -114,6 +123,10 @@ class Run:
                 raise ValueError(f"{name} should be at least 1 (got {getattr(self, name)}).")
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"no strategy is called {self.strategy!r}. Use ddp or fsdp.")
+        if self.not_finite not in get_args(NotFinite):
+            raise ValueError(
+                f"nothing is known to do called {self.not_finite!r}. Use stop, skip or rollback."
+            )
         if self.compile and self.recompute:
             raise ValueError(
                 "compile and recompute do not go together: code that torch.compile makes chooses "
@@ -203,10 +216,14 @@ def has_bf16_instructions() -> bool:
 
 def environment() -> dict[str, str]:
     """Versions and processor a run's exact bits depend on."""
+    from llvmlite import binding  # what numba compiles for
+
     packages = ("torch", "torchvision", "timm", "lightning-fabric", "numba", "numpy", "pillow")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": binding.get_host_cpu_name(),
+        "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         **{name: version(name) for name in ("erg", *packages)},
     }

@@ -25,16 +25,18 @@ TOP, LEFT, HEIGHT, WIDTH, FLIP, TURNS = range(6)
 JITTER, FIRST, SECOND, THIRD, FOURTH = range(6, 11)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(11, 15)
 GREY, BLUR, SIGMA, SOLARISE = range(15, 19)
-CUT, CUT_TOP, CUT_LEFT, CUT_HEIGHT, CUT_WIDTH, COLUMNS = range(19, 25)
+CUT, CUT_TOP, CUT_LEFT, CUT_HEIGHT, CUT_WIDTH = range(19, 24)
+BACKGROUND, COLUMNS = range(24, 26)
 """Columns of the parameters, float64 [b COLUMNS]: box [source pixels]; flip 0 or 1; quarter turns
 counter-clockwise 0 to 3; jitter 0 or 1; the four steps in order (0 brightness, 1 contrast, 2
 saturation, 3 hue); three factors, and the hue's shift [turns of the colour circle]; grey 0 or 1;
 blur 0 or 1 and its standard deviation [pixels of the view]; solarise 0 or 1; cut-out 0 or 1, where
-it stands [share of the room that its size leaves] and its size [share of the view's side]."""
+it stands [share of the room that its size leaves] and its size [share of the view's side];
+background 0 or 1, whether it is removed where there is a mask."""
 
 # The purposes of random.Purpose that are used here.
 _CROP, _FLIP, _TURNS, _JITTER, _GREY, _BLUR, _SOLARISE, _NOISE, _ZEROED = range(1, 10)
-_CUTOUT, _TILES = 13, 14
+_CUTOUT, _TILES, _BACKGROUND = 13, 14, 16
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -65,16 +67,19 @@ def _kernel(signature: str) -> Callable[[Callable[..., Any]], Any]:
     return mark
 
 
-def compile_kernels() -> None:
+def compile_kernels(progress: Callable[[int, int], None] | None = None) -> None:
     """Compile all kernels, or load them from numba's cache; once per process.
 
     Called by everything that uses them. Where no folder for the cache can be written they are
     compiled anew in each process.
+
+    Args:
+        progress: called with (kernels ready, kernels in all) after each that was in no cache.
     """
     if _READY.is_set():
         return
     with _LOCK:
-        for dispatcher, signature in _KERNELS:
+        for ready, (dispatcher, signature) in enumerate(_KERNELS, 1):
             if dispatcher.signatures:
                 continue
             try:
@@ -84,7 +89,14 @@ def compile_kernels() -> None:
                     raise
             dispatcher.compile(signature)
             dispatcher.disable_compile()
+            if progress is not None and not dispatcher.stats.cache_hits:
+                progress(ready, len(_KERNELS))
         _READY.set()
+
+
+def kept_in() -> str | None:
+    """The folder of the cache, once kernels are compiled; None where no folder can be written."""
+    return _KERNELS[0][0].stats.cache_path
 
 
 # Numbers
@@ -249,6 +261,27 @@ def draw_batch(settings, height, width, seed, epoch, index, view, geometry, out)
         row[TURNS] = turns if turns >= 0 else np.floor(4.0 * _uniform(own, _TURNS, 0))
         _draw_colour(settings, shared, row)
         _draw_cut(settings, own, row)
+        row[BACKGROUND] = _uniform(shared, _BACKGROUND, 0) < settings[22]
+
+
+# Background
+
+
+@_kernel(
+    "void(Array(uint8, 1, 'C', readonly=True), int64, Array(uint8, 1, 'C', readonly=True), int64, "
+    "int64, int64, int64, float32[::1], uint8[::1])"
+)
+def _remove_background(flat, begin, masks, other, pitch, height, width, mean, front):
+    """Copy a box of a source image: the mean colour where the mask is dark, mixed where it is
+    grey, rounded to bytes."""
+    for c in range(3):
+        colour = np.int64(mean[c] * _BYTE + _HALF)
+        for y in range(height):
+            for x in range(width):
+                j = y * pitch + 3 * x + c
+                kept = np.int64(masks[other + j])
+                mixed = kept * np.int64(flat[begin + j]) + (255 - kept) * colour
+                front[3 * (y * width + x) + c] = (mixed + 127) // 255
 
 
 # Resize
@@ -743,24 +776,28 @@ def _colours(planes, spare, row, gauss, padded):
 
 
 @_kernel(
-    "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], float64[:, ::1], uint64, "
-    "uint64, int64[::1], uint64, float64, float64, float32[::1], float32[::1], int64, "
-    "int64[:, :, ::1], uint8[:, :, :, :, ::1])"
+    "void(Array(uint8, 1, 'C', readonly=True), int64[::1], int64[::1], "
+    "Array(uint8, 1, 'C', readonly=True), int64[::1], float64[:, ::1], uint64, uint64, "
+    "int64[::1], uint64, float64, float64, float32[::1], float32[::1], int64, int64[:, :, ::1], "
+    "uint8[:, :, :, :, ::1])"
 )
 def render_batch(
-    flat, offset, width, params, seed, epoch, index, view, noise, zeroed, mean, std, side, places,
-    out,
+    flat, offset, width, masks, mask_offset, params, seed, epoch, index, view, noise, zeroed, mean,
+    std, side, places, out,
 ):  # fmt: skip
     """Render every item of a slice; scratch is allocated once.
 
+    The mask of an image is an image of its size in `masks`; its offset is -1 where there is none.
     `out` is the memory of [b 1 s s 3] as bytes, or of p tiles, [b p t t 3], that are cut out of
     views of `side` at `places` [b p 3] (as in `masks.Cut`). How many bytes a number has tells its
     form: 4 float32, 2 bfloat16, 1 uint8.
     """
-    box_h, box_w = np.int64(0), np.int64(0)
+    box_h, box_w, room = np.int64(0), np.int64(0), np.int64(0)
     for i in range(len(index)):
         box_h = max(box_h, np.int64(params[i, HEIGHT]))
         box_w = max(box_w, np.int64(params[i, WIDTH]))
+        if params[i, BACKGROUND] > 0 and mask_offset[i] >= 0:
+            room = max(room, np.int64(3 * params[i, HEIGHT] * params[i, WIDTH]))
     weight = np.empty((side, 2 * (max(box_h, box_w) // side) + 6), np.float32)
     start, count = np.empty(side, np.int64), np.empty(side, np.int64)
     lines = np.zeros((4, 3 * box_w), np.float32)
@@ -768,7 +805,7 @@ def render_batch(
     buffer = np.zeros(3 * side * side + side % 2, np.float32)  # even, as noise wants it
     everything = buffer[: 3 * side * side]
     planes = everything.reshape((3, side, side))
-    spare = np.empty((side, side), np.float32)
+    spare, front = np.empty((side, side), np.float32), np.empty(room, np.uint8)
     radius = max(side // 10 // 2, 1)  # kernel side // 10 made odd, at least 3
     gauss, padded = np.empty(radius + 4, np.float32), np.empty(side + 2 * radius + 6, np.float32)
     n, size, cut = out.shape[2], out.shape[4] // 3, places.shape[1] > 0
@@ -776,9 +813,15 @@ def render_batch(
     for i in range(len(index)):
         row = params[i]
         box_h, box_w, pitch = np.int64(row[HEIGHT]), np.int64(row[WIDTH]), 3 * width[i]
-        begin = offset[i] + np.int64(row[TOP]) * pitch + 3 * np.int64(row[LEFT])
+        first = np.int64(row[TOP]) * pitch + 3 * np.int64(row[LEFT])
+        begin = offset[i] + first
         _taps(box_h, side, 1.0 / 255.0, start, count, weight)
-        _resize_rows(flat, begin, pitch, 3 * box_w, start, count, weight, lines, tall)
+        if row[BACKGROUND] > 0 and mask_offset[i] >= 0:
+            other = mask_offset[i] + first
+            _remove_background(flat, begin, masks, other, pitch, box_h, box_w, mean, front)
+            _resize_rows(front, 0, 3 * box_w, 3 * box_w, start, count, weight, lines, tall)
+        else:
+            _resize_rows(flat, begin, pitch, 3 * box_w, start, count, weight, lines, tall)
         _taps(box_w, side, 1.0, start, count, weight)
         _resize_columns(tall, start, count, weight, planes)
         _colours(planes, spare, row, gauss, padded)

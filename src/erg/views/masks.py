@@ -23,12 +23,22 @@ def draw_mask(
     index: Int64[np.ndarray, " b"],
     view: int,
     among: Int64[np.ndarray, " global"] | None = None,
+    valid: Bool[np.ndarray, "b n"] | None = None,
 ) -> Mask:
-    """The mask of a view, of the kind that is asked for; `step` is the optimiser's."""
+    """The mask of a view, of the kind that is asked for; `step` is the optimiser's.
+
+    Raises:
+        ValueError: targets are asked for, and some sequences are shorter than the grid.
+    """
     if masking.kind == "targets":
+        if valid is not None and not valid.all():
+            raise ValueError(
+                "targets are rectangles of whole grids, and some sequences have fewer than "
+                f"{valid.shape[1]} tokens. Use masks of kind random or blocks."
+            )
         return target_mask(masking, seed, epoch, step, index, view)
     kind = block_mask if masking.kind == "blocks" else random_mask
-    return kind(masking, seed, epoch, index, view, among)
+    return kind(masking, seed, epoch, index, view, among, valid)
 
 
 def random_mask(
@@ -38,6 +48,7 @@ def random_mask(
     index: Int64[np.ndarray, " b"],
     view: int,
     among: Int64[np.ndarray, " global"] | None = None,
+    valid: Bool[np.ndarray, "b n"] | None = None,
 ) -> Mask:
     """Hide the share of every image exactly, each patch equally likely.
 
@@ -49,9 +60,11 @@ def random_mask(
         view: number of the view.
         among: rows of the whole batch, over all processes, which a stratified mask depends on;
             None where these are all.
+        valid: of sequences, the places in front of their end. The share is that of these, and of
+            every sequence that is masked at least one is hidden; None where all places count.
     """
-    keys, wanted = _drawn(masking, seed, epoch, index, view, among)
-    hidden = _choose(np.ones(keys.shape, dtype=np.bool_), wanted, keys)
+    keys, wanted = _drawn(masking, seed, epoch, index, view, among, valid)
+    hidden = _choose(_all(keys.shape) if valid is None else valid, wanted, keys)
     return Mask(hidden=torch.from_numpy(hidden[:, None]), grid=masking.grid)  # [b 1 n]
 
 
@@ -62,6 +75,7 @@ def block_mask(
     index: Int64[np.ndarray, " b"],
     view: int,
     among: Int64[np.ndarray, " global"] | None = None,
+    valid: Bool[np.ndarray, "b n"] | None = None,
 ) -> Mask:
     """Hide rectangles put over each other until the share of every image is hidden, exactly.
 
@@ -69,7 +83,8 @@ def block_mask(
     still to be hidden (Bao et al. 2022, algorithm 1). Where the last one hides too much, or
     `RECTANGLES` of them too little, single patches are chosen. Arguments as `random_mask`.
     """
-    keys, wanted = _drawn(masking, seed, epoch, index, view, among)
+    keys, wanted = _drawn(masking, seed, epoch, index, view, among, valid)
+    there = _all(keys.shape) if valid is None else valid
     hidden = np.zeros(keys.shape, dtype=np.bool_)
     least = max(1, (min(masking.grid) // 3) ** 2)
     for turn in range(RECTANGLES):
@@ -81,9 +96,9 @@ def block_mask(
         missing = missing[rows]
         smallest = np.minimum(missing, least)
         height, width = _sides(masking, smallest + u[:, 0] * (missing - smallest), u[:, 1])
-        new = _rectangles(masking.grid, height, width, u[:, 2:]) & ~hidden[rows]
+        new = _rectangles(masking.grid, height, width, u[:, 2:]) & there[rows] & ~hidden[rows]
         hidden[rows] |= _choose(new, missing, keys[rows])
-    hidden |= _choose(~hidden, wanted - hidden.sum(axis=1), keys)
+    hidden |= _choose(there & ~hidden, wanted - hidden.sum(axis=1), keys)
     return Mask(hidden=torch.from_numpy(hidden[:, None]), grid=masking.grid)  # [b 1 n]
 
 
@@ -146,6 +161,7 @@ def _drawn(
     index: Int64[np.ndarray, " b"],
     view: int,
     among: Int64[np.ndarray, " global"] | None = None,
+    valid: Bool[np.ndarray, "b n"] | None = None,
 ) -> tuple[UInt64[np.ndarray, "b n"], Int64[np.ndarray, " b"]]:
     """A number for every patch, to choose some by, and how many of each image to hide.
 
@@ -153,6 +169,7 @@ def _drawn(
     of them hides a share from the k-th part of the range.
     """
     n = masking.grid[0] * masking.grid[1]
+    length, least = (n, 0) if valid is None else (valid.sum(axis=1), 1)
     words = (seed, epoch, index[:, None], view, Purpose.MASK)
     u = uniform(*words, -1, np.arange(2))  # [b 2]
     masked, part = u[:, 1] < masking.masked, u[:, 0]
@@ -162,8 +179,12 @@ def _drawn(
         place, count = np.searchsorted(order, u[:, 1]), round(masking.masked * len(order))
         masked, part = place < count, (place + part) / max(count, 1)
     share = masking.ratio + masking.spread * (2 * part - 1)
-    wanted = np.where(masked, np.rint(share * n), 0)
+    wanted = np.where(masked & (share > 0), np.maximum(np.rint(share * length), least), 0)
     return bits(*words, np.arange(n)), wanted.astype(np.int64)
+
+
+def _all(shape: tuple[int, ...]) -> Bool[np.ndarray, "b n"]:
+    return np.ones(shape, dtype=np.bool_)
 
 
 def _choose(

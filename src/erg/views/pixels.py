@@ -9,13 +9,15 @@ class Pixels(NamedTuple):
     """A batch of uint8 RGB images of any sizes.
 
     Image i is `flat[offset[i] : offset[i] + height[i] * width[i] * 3]`, row-major, channels last.
-    `flat` may be a memory map; several images may share bytes.
+    `flat` may be a memory map; several images may share bytes. `masks`, where there are any, are
+    images of the same sizes, bright where something stands out; of 0 x 0 where an image has none.
     """
 
     flat: np.ndarray  # uint8 [bytes]
     offset: np.ndarray  # int64 [b]
     height: np.ndarray  # int64 [b], pixels
     width: np.ndarray  # int64 [b], pixels
+    masks: "Pixels | None" = None
 
     def image(self, i: int | np.integer) -> np.ndarray:
         """Image i as uint8 [h w 3], a view of the buffer."""

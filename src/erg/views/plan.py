@@ -141,14 +141,16 @@ class Tiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How one view is made, in this order: crop and resize, flip, quarter turns, colour jitter,
-    grey, blur, solarise, cut-out, noise, zeroed pixels, tiles, normalise, mask.
+    """How one view is made, in this order: background, crop and resize, flip, quarter turns, colour
+    jitter, grey, blur, solarise, cut-out, noise, zeroed pixels, tiles, normalise, mask.
 
     Args:
         size: side of the view, as a fraction of the encoder's image size.
         crop: range of the crop's area, as a fraction of the image's; None takes the largest
             centred square of the image.
         ratio: range of the crop's width / height, drawn log-uniformly.
+        background: probability of removing the background: what is dark in the mask that came with
+            the image becomes the mean colour. Images without masks keep theirs.
         flip: probability of mirroring left to right.
         turns: quarter turns counter-clockwise; None draws 0, 1, 2 or 3.
         jitter: probability of the colour jitter, whose four steps come in random order, each
@@ -169,13 +171,14 @@ class Augmentation:
         zeroed: probability with which each pixel is set to the mean colour (masking noise).
         mask: which patches to hide; the data stay whole.
         tiles: which tiles to cut the view into; the data are these.
-        same_as: the main view whose crop, flip and colours this one repeats (turns, cut-out,
-            noise, zeroed, mask and tiles stay its own).
+        same_as: the main view whose crop, background, flip and colours this one repeats (turns,
+            cut-out, noise, zeroed, mask and tiles stay its own).
     """
 
     size: float = 1.0
     crop: tuple[float, float] | None = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    background: float = 0.0
     flip: float = 0.5
     turns: int | None = 0
     jitter: float = 0.0
@@ -197,7 +200,8 @@ class Augmentation:
     same_as: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarise", "cutout", "zeroed"):
+        probabilities = ("flip", "jitter", "grey", "blur", "solarise", "cutout", "zeroed")
+        for name in ("background", *probabilities):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a probability and should be in [0, 1] (got {value}).")

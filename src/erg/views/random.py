@@ -45,6 +45,7 @@ class Purpose(IntEnum):
     CUTOUT = 13
     TILES = 14
     ARRANGEMENT = 15
+    BACKGROUND = 16
 
 
 def _as_uint64(word: Word) -> np.ndarray:

@@ -29,7 +29,8 @@ def settings(augmentation: Augmentation) -> Float64[np.ndarray, " p"]:
     colours = (a.jitter, a.brightness, a.contrast, a.saturation, a.hue)
     rest = (a.grey, a.blur, *a.sigma, a.solarise)
     cut = (a.cutout, *a.cutout_area, *a.cutout_ratio)
-    return np.array([*crop, *a.ratio, a.flip, turns, *colours, *rest, *cut], dtype=np.float64)
+    every = [*crop, *a.ratio, a.flip, turns, *colours, *rest, *cut, a.background]
+    return np.array(every, dtype=np.float64)
 
 
 def draw(
@@ -48,7 +49,7 @@ def draw(
         pixels: the images, of which only the sizes matter here.
         augmentation: how the view is made.
         view: number of the view, which the quarter turns and the cut-out depend on.
-        geometry: number of the view whose crop, flip and colours are drawn.
+        geometry: number of the view whose crop, background, flip and colours are drawn.
         seed: of the run.
         epoch: number of the epoch.
         index: row of each image in the manifest.
@@ -124,9 +125,12 @@ def render(
         side, places = cut.side, cut.places
         shape = (len(index), places.shape[1], cut.tile, cut.tile)
         memory = out.view(np.uint8).reshape(*shape, 3 * out.itemsize)
-    flat = np.asarray(pixels.flat).view()
-    flat.flags.writeable = False  # the kernel's one signature reads memory maps too
-    offset, width, rows = _integers(pixels.offset), _integers(pixels.width), _integers(index)
+    flat, offset = _readable(pixels)
+    masks, mask_offset = flat, np.full_like(offset, -1)
+    if pixels.masks is not None:
+        masks, mask_offset = _readable(pixels.masks)
+        mask_offset = np.where(pixels.masks.height > 0, mask_offset, -1)
+    width, rows = _integers(pixels.width), _integers(index)
     means, stds = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
 
     def run(part: slice) -> None:
@@ -134,6 +138,8 @@ def render(
             flat,
             offset[part],
             width[part],
+            masks,
+            mask_offset[part],
             params[part],
             _word(seed),
             _word(epoch),
@@ -184,7 +190,8 @@ def make_view(
         augmentation: how the view is made.
         view: number of the view (main views first, then local ones), which quarter turns, cut-out,
             noise, zeroed pixels, mask and tiles depend on.
-        geometry: number of the view whose crop, flip and colours this one has; usually `view`.
+        geometry: number of the view whose crop, background, flip and colours this one has; usually
+            `view`.
         seed: of the run.
         epoch: number of the epoch.
         index: row of each image in the manifest.
@@ -357,6 +364,8 @@ def make_tokens(
 ) -> Views:
     """Make all views of sequences: the tokens as they are, and which of them are hidden.
 
+    A mask hides its share of the tokens of each sequence, at least one, and nothing behind its end.
+
     Args:
         tokens: whole numbers, with -1 behind the end of shorter sequences.
         plan: of whole views, with masks or without.
@@ -367,11 +376,18 @@ def make_tokens(
         among: as of `make_view`.
 
     Raises:
-        ValueError: the plan crops or colours, or its masks are of another length.
+        ValueError: the plan crops or colours, its masks are of another length, or a sequence holds
+            no token.
     """
     data = torch.from_numpy(tokens.astype(np.int64))
-    valid = data >= 0
-    length = None if bool(valid.all()) else valid.sum(dim=1)
+    valid = tokens >= 0
+    empty = np.flatnonzero(~valid.any(axis=1))
+    if len(empty):
+        raise ValueError(
+            f"sequence {empty[0]} of the batch, row {index[empty[0]]} of the manifest, holds no "
+            "token: all its numbers are below 0. Leave it out."
+        )
+    length = None if valid.all() else torch.from_numpy(valid.sum(axis=1))
     made: list[View] = []
     for number, wanted in enumerate(plan.main + plan.local):
         if replace(wanted, mask=None) != WHOLE:
@@ -385,8 +401,7 @@ def make_tokens(
                     f"the mask is of {masking.grid[0]} x {masking.grid[1]} places, and sequences "
                     f"have {data.shape[1]} tokens. Build the encoder with that image_size."
                 )
-            mask = draw_mask(masking, seed, epoch, step, index, number, among)
-            mask = replace(mask, hidden=mask.hidden & valid[:, None])
+            mask = draw_mask(masking, seed, epoch, step, index, number, among, valid)
         made.append(View(data, mask=mask, length=length))
     n = len(plan.main)
     rows = torch.from_numpy(_integers(index).copy())
@@ -429,6 +444,13 @@ def _word(number: int) -> np.uint64:
     return np.uint64(number & 0xFFFFFFFFFFFFFFFF)
 
 
+def _readable(pixels: Pixels) -> tuple[np.ndarray, Int64[np.ndarray, " b"]]:
+    """Buffer and offsets as the kernel wants them."""
+    flat = np.asarray(pixels.flat).view()
+    flat.flags.writeable = False  # the kernel's one signature reads memory maps too
+    return flat, _integers(pixels.offset)
+
+
 def _integers(values: np.ndarray) -> Int64[np.ndarray, " b"]:
     return np.ascontiguousarray(values, dtype=np.int64)
 
@@ -454,6 +476,16 @@ def _check(
     pixels: Pixels, index: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     """Refuse what would make the kernels read outside the buffer."""
+    _check_images(pixels, index)
+    if pixels.masks is not None:
+        _check_masks(pixels.masks, pixels, index)
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(
+            f"mean has {len(mean)} and std {len(std)} values. Give one of each per channel (3)."
+        )
+
+
+def _check_images(pixels: Pixels, index: np.ndarray) -> None:
     flat, offset = pixels.flat, _integers(pixels.offset)
     height, width = _integers(pixels.height), _integers(pixels.width)
     if flat.dtype != np.uint8 or flat.ndim != 1 or not flat.flags.c_contiguous:
@@ -461,12 +493,7 @@ def _check(
             f"the buffer of the pixels is {flat.dtype} {flat.shape}. "
             "Give one contiguous axis of uint8, as Pixels.pack does."
         )
-    counts = (len(index), len(offset), len(height), len(width))
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"there are {counts[0]} indices for {counts[1]} offsets, {counts[2]} heights and "
-            f"{counts[3]} widths. Give one of each per image."
-        )
+    _check_counts(pixels, index)
     end = offset + height * width * 3
     wrong = np.flatnonzero((height < 1) | (width < 1) | (offset < 0) | (end > len(flat)))
     if len(wrong):
@@ -476,7 +503,26 @@ def _check(
             f"byte {offset[i]}), is empty or outside the buffer of {len(flat)} bytes. Give sizes "
             "and offsets of whole images."
         )
-    if len(mean) != 3 or len(std) != 3:
+
+
+def _check_counts(pixels: Pixels, index: np.ndarray) -> None:
+    counts = (len(index), len(pixels.offset), len(pixels.height), len(pixels.width))
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"mean has {len(mean)} and std {len(std)} values. Give one of each per channel (3)."
+            f"there are {counts[0]} indices for {counts[1]} offsets, {counts[2]} heights and "
+            f"{counts[3]} widths. Give one of each per image."
         )
+
+
+def _check_masks(masks: Pixels, pixels: Pixels, index: np.ndarray) -> None:
+    _check_counts(masks, index)
+    there = np.flatnonzero(masks.height)
+    found, wanted = ((p.height[there], p.width[there]) for p in (masks, pixels))
+    if wrong := np.argwhere(np.not_equal(found, wanted))[:, 1].tolist():
+        i = there[wrong[0]]
+        raise ValueError(
+            f"the mask of image {i} of the batch, row {index[i]} of the manifest, is "
+            f"{masks.height[i]} x {masks.width[i]}, and the image {pixels.height[i]} x "
+            f"{pixels.width[i]}. Give masks of the sizes of their images."
+        )
+    _check_images(Pixels(masks.flat, masks.offset[there], *found), index[there])

@@ -1,0 +1,112 @@
+"""fit with masks: from a table to views without backgrounds, and on after an interruption."""
+
+import io
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from erg.apply.embed import open_for
+from erg.apply.pictures import VIEW, draw_pictures
+from erg.data import cache
+from erg.data.source import open_source
+from erg.data.synthetic import world
+from erg.train.checkpoint import state_hash
+from erg.train.fit import fit, load, with_masks
+from erg.train.preempt import Stopped
+from erg.train.run import Run
+from erg.views.plan import LIGHT, two_views
+
+SMALL = {"hidden": 8, "dim": 4, "large_crops": 2, "small_crops": 0, "background": 1.0}
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Sixty pictures whose masks are white in the middle; two have none, one is damaged."""
+    square = np.zeros((32, 32), dtype=np.uint8)
+    square[8:24, 8:24] = 255
+    masks: list[bytes | None] = [encoded(square)] * 60
+    masks[3], masks[4], masks[5] = None, None, b"no image"
+    columns = {"image": [encoded(image) for image in world(60, size=32).images], "salient": masks}
+    pq.write_table(pa.table(columns), tmp_path / "pictures.parquet", row_group_size=20)
+    return tmp_path / "pictures.parquet"
+
+
+def a_run(table: Path, **changes: object) -> Run:
+    run = Run(
+        method="RELICv2", method_args=SMALL, encoder="conv", encoder_args={"width": 4, "stages": 2},
+        image_size=16, data=str(table), mask="salient", batch=16, steps=6, precision="32",
+    )  # fmt: skip
+    return replace(run, **changes)
+
+
+class StopAt:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, progress) -> None:
+        if progress.step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_run_with_masks_says_so_resumes_exactly_and_shows_what_it_saw(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = a_run(table), []
+    through = fit(run, out=tmp_path / "through", tell=said.append)
+    assert any(line.startswith("57 of 60 images have masks, which keep 25% of") for line in said)
+    assert any("2 without a mask: The table holds no image in this row." in line for line in said)
+    assert json.loads((through.folder / "run.json").read_text())["mask"] == "salient"
+    assert not list(through.folder.glob("cache*"))
+
+    with pytest.raises(Stopped):
+        fit(run, out=tmp_path / "stopped", show=StopAt(4))
+    assert sorted(p.name for p in (tmp_path / "stopped").glob("cache*")) == [
+        "cache.u8", "cache.u8.json", "cache.u8.masks", "cache.u8.masks.json",
+    ]  # fmt: skip
+    with monkeypatch.context() as changed:  # the rest of it from a stream
+        changed.setattr(cache, "default_budget", lambda _: 0)
+        resumed = fit(run, out=tmp_path / "stopped", resume=True)
+    assert state_hash(resumed.method) == state_hash(through.method)
+
+    without = fit(replace(run, mask=None), out=tmp_path / "without", tell=said.append)
+    assert "Backgrounds stay in all views, since no masks were given (--mask)." in said
+    assert state_hash(without.method) != state_hash(through.method)
+    assert not (without.folder / "masks.parquet").exists()
+
+    source, found = open_source(table), load(through.folder)
+    opened = open_for(found.encoder, source)
+    images = with_masks(found, opened.images, opened.manifest, source)
+    draw_pictures(found, replace(opened, images=images))
+    sheet = np.asarray(Image.open(through.folder / "pictures" / "views.webp").convert("RGB"))
+    colour = 255 * torch.tensor(found.encoder.mean).numpy()
+    flat = (np.abs(sheet - colour) < 12).all(axis=2)
+    assert flat[:VIEW, VIEW : 3 * VIEW].mean() > flat[:VIEW, :VIEW].mean() + 0.2
+    assert with_masks(without, opened.images, opened.manifest, source) is opened.images
+
+
+def test_masks_that_no_view_takes_are_refused_before_anything_is_decoded(
+    table: Path, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    for run in (
+        a_run(table, method="SimCLR", method_args={}),
+        a_run(table, plan=two_views(LIGHT)),
+        a_run(table, method_args={**SMALL, "background": 0.0}),
+    ):
+        with pytest.raises(ValueError, match=f"no view of {run.method} is made with masks"):
+            fit(run, out=tmp_path / "run", prepared=lambda n, _: seen.append(n))
+    assert not seen
