@@ -11,7 +11,7 @@ import pytest
 from erg.apply import parts
 from erg.commands import embed, evaluate, pretrain
 from erg.data import tables
-from erg.train import launch, loop
+from erg.train import launch
 
 PAGE = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.M | re.S)
@@ -45,7 +45,7 @@ def test_options_of_torchrun_exist() -> None:
 
 
 def test_names_and_numbers_are_those_of_the_code() -> None:
-    assert f"`{loop.PATIENCE}`" in PAGE
+    assert f"`{processes.PATIENCE}`" in PAGE
     assert f"{launch.MARKER}=" in PAGE
     assert launch.HANDLED["TORCHELASTIC_SIGNALS_TO_HANDLE"] in PAGE
     assert f"shards of {parts.SHARD:,}" in PAGE

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from erg.train.fit import fit
 from erg.train.health import Health
-from erg.train.loop import Progress
 from erg.train.preempt import Stopped
 from erg.train.run import Run, environment
+from erg.train.training import Progress
 
 RESULTS = Path(__file__).parent / "results.json"
 EVERY = 10.0

@@ -26,8 +26,9 @@ from torch import nn
 from erg.data.source import open_source
 from erg.train.fit import open_data
 from erg.train.folder import RunFolder
-from erg.train.loop import Data, Loop, train
+from erg.train.loop import Data, Loop
 from erg.train.run import environment
+from erg.train.training import train
 
 RESULTS = Path(__file__).parent / "breakdown.json"
 BATCH = {"default": None, RESNET: 256}

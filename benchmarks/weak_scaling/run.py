@@ -31,7 +31,8 @@ def child(out: Path, steps: int) -> None:
     from erg import distributed
     from erg.data.synthetic import world
     from erg.train.fit import InMemory
-    from erg.train.loop import Data, Loop, leave_group
+    from erg.train.loop import Data, Loop
+    from erg.train.processes import leave_group
     from erg.train.run import Run
 
     torch.set_num_threads(1)

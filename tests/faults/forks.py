@@ -96,7 +96,8 @@ def train_method(method: str, folder: str, threads: int) -> int:
 
     from erg.train.folder import RunFolder
     from erg.train.health import Health
-    from erg.train.loop import Loop, train
+    from erg.train.loop import Loop
+    from erg.train.training import train
     from tests.train.test_loop import a_run, data
 
     run = a_run(method, checkpoint_minutes=0.0)

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from erg import catalog
 from erg.data.loader import Loader
 from erg.train.folder import RunFolder
-from erg.train.loop import Loop, leave_group, train
+from erg.train.loop import Loop
 from erg.train.preempt import Stopped
+from erg.train.processes import leave_group
 from erg.train.run import Run
+from erg.train.training import train
 from tests.train.test_loop import a_run, data
 
 STEPS = 6

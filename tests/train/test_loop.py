@@ -20,14 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from erg import catalog
 from erg.durable import Unwritable
 from erg.method import Loss
-from erg.train import loop as loops
+from erg.train import processes, training
 from erg.train.checkpoint import Diverged, state_hash
 from erg.train.fit import InMemory
 from erg.train.folder import Busy, RunFolder
 from erg.train.health import Health
-from erg.train.loop import Data, Loop, measured, train
+from erg.train.loop import Data, Loop
 from erg.train.preempt import Stopped
 from erg.train.run import Optimiser, Run
+from erg.train.training import measured, train
 from tests.test_every_method import SMALL
 
 VIT = ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2})
@@ -267,7 +268,7 @@ def test_a_run_that_goes_back_goes_on_from_there(
     method: str, bad: int, back: int, tmp_path: Path, monkeypatch
 ) -> None:
     """To a step that does not depend on when it was saved, stopped or resumed."""
-    monkeypatch.setattr(loops, "RETURNS", 3)  # of six steps: 0, 2 and 4
+    monkeypatch.setattr(training, "RETURNS", 3)  # of six steps: 0, 2 and 4
     run = a_run(method, checkpoint_minutes=0.0, not_finite="rollback")
     through = tmp_path / "through"
     seen = poisoned(replace(run, checkpoint_minutes=5.0), through, {bad})
@@ -441,7 +442,7 @@ def test_minutes_count_what_is_gone_and_what_looking_takes(monkeypatch) -> None:
     run = a_run(steps=10**6)
     loop = Loop(run, data(), device=torch.device("cpu"), threads=0)
     monkeypatch.setattr(loop, "trial", lambda: 1.0)
-    monkeypatch.setattr("erg.train.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("erg.train.training.time.monotonic", lambda: clock[0])
     assert measured(run, loop, 10, 970.0).steps == 570 - 30
     # Ten looks and the first one, and the two that were measured.
     assert measured(run, loop, 10, 970.0, [Slow(looks=10)]).steps == 570 - 30 - 11 * 5 - 2 * 5
@@ -537,8 +538,8 @@ def test_the_first_process_compiles_what_makes_views_before_the_others(
         done.append("wait")
         return flag
 
-    monkeypatch.setattr(loops.distributed, "rank", lambda: rank)
-    monkeypatch.setattr(loops.distributed, "agree", agree)
-    monkeypatch.setattr(loops, "compile_kernels", lambda: done.append("compile"))
-    loops._compile_in_turn(torch.device("cpu"))
+    monkeypatch.setattr(processes.distributed, "rank", lambda: rank)
+    monkeypatch.setattr(processes.distributed, "agree", agree)
+    monkeypatch.setattr(processes, "compile_kernels", lambda: done.append("compile"))
+    processes.compile_in_turn(torch.device("cpu"))
     assert done == ["compile", "wait", "compile"][rank:]

@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from erg import catalog
 from erg.train.checkpoint import Diverged
 from erg.train.folder import RunFolder
-from erg.train.loop import Loop, leave_group, train
+from erg.train.loop import Loop
+from erg.train.processes import leave_group
+from erg.train.training import train
 from tests.train.test_loop import a_run, data
 
 STEPS, NAN = 3, float("nan")

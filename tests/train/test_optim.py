@@ -127,6 +127,48 @@ def test_what_torch_has_fused_is_fused(name: str) -> None:
     assert all(group["fused"] for group in optimiser.param_groups)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "larc"])
+def test_a_parameter_may_have_its_first_gradient_later_than_others(name: str) -> None:
+    """As what a method freezes at first: from then on it moves as it would alone."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    chosen = Optimiser(name=name, lr=0.1, weight_decay=0.0)  # type: ignore[arg-type]
+    optimiser = build_optimiser(chosen, layer)
+    alone = nn.Linear(3, 2)
+    alone.load_state_dict(layer.state_dict())
+    other = build_optimiser(chosen, alone)
+    assert optimiser is not None
+    assert other is not None
+    weight = layer.weight.detach().clone()
+    for step in range(4):
+        gradient = torch.randn(2, 3)
+        layer.bias.grad = torch.randn(2)
+        if step > 1:
+            layer.weight.grad, alone.weight.grad = gradient.clone(), gradient.clone()
+            other.step()
+        optimiser.step()
+        optimiser.zero_grad()
+        assert torch.equal(layer.weight, alone.weight)
+    assert not torch.equal(layer.weight, weight)
+
+
+def test_sgd_is_its_formula() -> None:
+    """v <- m v + g + wd p; p <- p - lr (g + wd p + m v), with Nesterov's look ahead."""
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
+    holder = nn.ParameterList([p])
+    optimiser = build_optimiser(Optimiser(name="sgd", lr=0.3, weight_decay=0.1), holder)
+    assert optimiser is not None
+    expected, v = p.detach().clone(), torch.zeros(2, 3, dtype=torch.float64)
+    for _ in range(4):
+        p.grad = torch.randn_like(p)
+        gradient = p.grad + 0.1 * expected
+        v = 0.9 * v + gradient
+        expected = expected - 0.3 * (gradient + 0.9 * v)
+        optimiser.step()
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_unknown_optimiser() -> None:
     with pytest.raises(ValueError, match="adamw, sgd, lars or larc"):
         Optimiser(name="adam")  # type: ignore[arg-type]

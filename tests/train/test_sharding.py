@@ -19,10 +19,12 @@ from torch.distributed.tensor import DTensor
 from erg.encoders import build_encoder
 from erg.train.folder import RunFolder
 from erg.train.health import Health
-from erg.train.loop import Loop, leave_group, train
+from erg.train.loop import Loop
 from erg.train.preempt import Stopped
+from erg.train.processes import leave_group
 from erg.train.run import Optimiser, Run
 from erg.train.sharding import check_shardable
+from erg.train.training import train
 from tests.train.test_loop import VIT, a_run, data
 from tests.train.test_shards import merged
 

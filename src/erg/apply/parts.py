@@ -35,8 +35,8 @@ from erg.embeddings import Embeddings, merge
 from erg.encoders import Encoder
 from erg.train.checkpoint import state_hash
 from erg.train.fit import Fitted
-from erg.train.loop import leave_group
 from erg.train.preempt import Stopped, Watch
+from erg.train.processes import leave_group
 
 SHARD = 4096
 """Items of a part."""

@@ -23,7 +23,7 @@ from rich.text import Text
 from erg.train.launch import leads
 
 if TYPE_CHECKING:
-    from erg.train.loop import Progress as Training
+    from erg.train.training import Progress as Training
 
 console = Console(highlight=False, soft_wrap=True)
 

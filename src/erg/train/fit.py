@@ -24,18 +24,12 @@ from erg.train.features import features, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
 from erg.train.launch import in_group, leads, relaunch, restarted
-from erg.train.loop import (
-    Data,
-    Loop,
-    Progress,
-    leave_group,
-    measured,
-    several_processes,
-    train,
-)
+from erg.train.loop import Data, Loop
 from erg.train.preempt import INTERRUPTED, STOPPED, Leave, Stopped
+from erg.train.processes import leave_group, several_processes
 from erg.train.run import Run, environment
 from erg.train.shortcut import Shortcut
+from erg.train.training import Progress, measured, train
 from erg.views.pixels import Pixels
 from erg.views.plan import Plan
 

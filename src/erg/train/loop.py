@@ -1,50 +1,30 @@
-"""The loop: from a Run to a trained method, exactly repeatable and resumable at any step."""
+"""The loop: one run on one process, step by step, exactly repeatable."""
 
 import copy
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 
 from erg import distributed
-from erg.data.cache import Masked, Stream
 from erg.data.loader import Images, Loader
-from erg.data.source import DataError
 from erg.method import Loss, Method
-from erg.train.checkpoint import Diverged, load_checkpoint, save_checkpoint, state_hash
+from erg.train.checkpoint import Diverged
 from erg.train.features import computing_in, features, plain_attention, whole_images
-from erg.train.folder import RunFolder
-from erg.train.health import Health, Observer, Watched
-from erg.train.log import Clock, Log, diverged
+from erg.train.log import diverged
 from erg.train.optim import build_optimiser
-from erg.train.preempt import Stopped, Watch
-from erg.train.run import Run, Strategy
-from erg.train.sharding import check_shardable, shard, whole
+from erg.train.processes import compile_in_turn, fabric_for
+from erg.train.run import Run
+from erg.train.sharding import check_shardable, whole
 from erg.train.shards import local
-from erg.train.shortcut import Shortcut
-from erg.views.kernels import compile_kernels
 from erg.views.random import Purpose, bits
 from erg.views.types import Views
-
-PATIENCE = "ERG_TIMEOUT"
-"""Environment variable: how long processes wait for each other [seconds]."""
-
-IN_A_ROW = 10
-"""Steps that may be left out one after another; a run that needs more has diverged."""
-
-RETURNS = 100
-"""Places in a run that it can go back to, evenly spaced, the start among them."""
 
 
 @dataclass(frozen=True)
@@ -64,25 +44,6 @@ class Data:
     labels: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where training is, for whoever shows it.
-
-    Args:
-        step: optimiser steps done.
-        steps: in all.
-        images_per_second: over the last second or so, of all processes.
-        loss: the last loss logged, by part.
-        health: the last look of an observer.
-    """
-
-    step: int
-    steps: int
-    images_per_second: float
-    loss: dict[str, float]
-    health: dict[str, Any]
-
-
 class Loop:
     """One run on one process: its method, optimiser and loader, and the steps between them.
 
@@ -97,7 +58,7 @@ class Loop:
         self, run: Run, data: Data, *, device: torch.device | None = None, threads: int = 2
     ) -> None:
         self.run, self.data = run, data
-        self.fabric = _fabric(device, run.strategy)
+        self.fabric = fabric_for(device, run.strategy)
         self.device = self.fabric.device
         self.method = run.build(self.device)
         self.wrapped: Any = None
@@ -109,7 +70,7 @@ class Loop:
         self.autocast = run.autocast(self.device)
         encoder = self.method.encoder
         if not isinstance(data.images, np.ndarray):
-            _compile_in_turn(self.device)
+            compile_in_turn(self.device)
         self.loader = Loader(
             data.images, data.train, run.plan or self.method.plan(), batch=run.batch,
             seed=run.seed, image_size=run.image_size, mean=encoder.mean, std=encoder.std,
@@ -295,256 +256,3 @@ class Loop:
     def close(self) -> None:
         """End the loader's threads."""
         self.loader.close()
-
-
-@distributed.counting_on_others()
-def train(
-    loop: Loop,
-    folder: RunFolder,
-    *,
-    observers: Sequence[Observer] = (),
-    show: Callable[[Progress], None] | None = None,
-    tell: Callable[[str], None] | None = None,
-    resume: bool = False,
-) -> Method:
-    """All steps of a run, from the start or from the newest whole checkpoint.
-
-    Args:
-        loop: of the run.
-        folder: where it is written.
-        observers: who watches.
-        show: called with progress.
-        tell: called with lines worth printing.
-        resume: go on from the newest checkpoint that is whole.
-
-    Raises:
-        Stopped: a signal asked for it; the state is saved.
-        Diverged: the loss or a gradient is not finite and the run is to stop, or it was so too
-            often; nothing after the last checkpoint is kept.
-        Lost: another process has died or does not answer; nothing after the last checkpoint is
-            kept.
-    """
-    run, writes = loop.run, distributed.rank() == 0
-    restored = load_checkpoint(folder.checkpoints, loop.method, loop.optimiser) if resume else None
-    done = restored.step if restored else 0
-    if restored and restored.skipped and tell is not None:
-        tell(f"Damaged, so left out: {', '.join(restored.skipped)}. Going on from step {done}.")
-    if writes:
-        folder.truncate(done or -1)
-    watched = _watched(run, loop, folder.first("health"))
-    for observer in observers:
-        observer.start(watched)
-    # Where a run goes back to is a function of the step, not of when it was saved or resumed.
-    part = max(1, run.steps // RETURNS) if run.not_finite == "rollback" else 0
-    clock = Clock(folder, writes)
-    log = Log(folder, writes, run)
-    health: dict[str, Any] = {}
-    log_every = max(1, run.steps // 2000)
-
-    def look(step: int) -> None:
-        for observer in observers:
-            if observer.due(step):
-                log.write()
-                # Every rank looks, since a method may speak with the others; rank 0 writes.
-                seen = observer.look(loop.whole(), step)
-                health.update(seen)
-                if writes:
-                    folder.event(step, **seen)
-
-    def save(step: int) -> None:
-        log.write()
-        if writes:
-            folder.flush()
-        if writes or loop.sharded:
-            save_checkpoint(
-                folder.checkpoints, step, loop.method, loop.optimiser, writes=writes,
-                keep=step // part * part if part else None,
-            )  # fmt: skip
-        _assert_equal_ranks(loop.method)
-
-    lost = 0
-
-    def count_lost() -> None:
-        nonlocal lost
-        mine = _lost(loop.data.images)
-        everyone = sum(distributed.counts(len(mine), loop.device))
-        if everyone > lost:
-            lost = everyone
-            said = f"{lost} images vanished or changed, and others stood in for them."
-            said += f" The last: {list(mine.values())[-1]}" if mine else ""
-            if writes:
-                folder.event(done, "lost", images=lost, warning=said)
-            if tell is not None:
-                tell(said)
-
-    def leave_out(step: int, why: Diverged) -> None:
-        """Go on without a step; where the run is to go back, with what was there before it."""
-        what = str(why).partition(". ")[0]
-        said = f"{what[0].upper()}{what[1:]}; the step was left out."
-        if part:
-            start = step // part * part
-            back = load_checkpoint(folder.checkpoints, loop.method, loop.optimiser, until=start)
-            if back is None:
-                raise why
-            if back.step == 0:
-                loop.after_epoch()  # as at the start: the first checkpoint is from before it
-            said += f" The weights are those after step {back.step} again."
-        if writes:
-            folder.event(step + 1, "left out", warning=said)
-        if tell is not None:
-            tell(said)
-
-    if done == 0:
-        if part:
-            save(0)
-        loop.after_epoch()
-    with Watch() as watch:
-        if done == 0:
-            look(0)
-        depth, in_a_row = 0 if loop.device.type == "cpu" else 2, 0
-        for step, batches in loop.loader.ahead(done, run.steps, depth):
-            parts: dict[str, torch.Tensor] = {}
-            try:
-                parts = loop.step(step, batches)
-                in_a_row = 0
-            except Diverged as why:
-                in_a_row += 1
-                if run.not_finite == "stop" or in_a_row > IN_A_ROW:
-                    raise
-                leave_out(step, why)
-            done = step + 1
-            if done % log_every == 0 or done == run.steps or done == 1:
-                clock.images = loop.loader.batch * log_every
-                if parts:
-                    log.take(step, parts)
-                count_lost()
-                speed = clock.tick(done)
-                if show is not None and writes:
-                    show(Progress(done, run.steps, speed, log.last, dict(health)))
-            if done % loop.loader.steps_per_epoch == 0:
-                loop.after_epoch()
-            look(done)
-            stop = distributed.agree(watch.code != 0, loop.device)
-            if (
-                stop
-                or done == run.steps
-                or (part and done % part == 0)
-                or distributed.agree(
-                    clock.since_saving() > 60 * run.checkpoint_minutes, loop.device
-                )
-            ):
-                save(done)
-                clock.saved()
-            if stop and done < run.steps:
-                raise Stopped(watch.code or 75, done)
-    if done == 0 or not folder.checkpoints.exists():
-        save(done)
-    return loop.whole()
-
-
-@distributed.counting_on_others()
-def measured(
-    run: Run, loop: Loop, minutes: float, started: float, observers: Sequence[Observer] = ()
-) -> Run:
-    """The run with as many steps as fit into `minutes`, of which some are gone.
-
-    A twentieth is kept for saving. What `Health` and `Shortcut` take is measured too, on copies of
-    them: with a large encoder a look at the held-out images lasts as long as many steps.
-
-    Args:
-        run: whose steps are counted.
-        loop: of the run.
-        minutes: in all [minutes].
-        started: `time.monotonic()` from which they count.
-        observers: who will watch.
-    """
-    seconds = float(distributed.mean(torch.tensor([loop.trial()])))
-    whole = 0.95 * 60 * minutes
-    steps = max(1, int(whole / seconds))
-    looks = 0.0
-    for observer in observers:
-        if isinstance(observer, Health | Shortcut):
-            own = copy.copy(observer)
-            own.start(_watched(replace(loop.run, steps=steps), loop))
-            for step in (0, 1) if own.due(0) else ():  # the first look is a longer one
-                start = time.monotonic()
-                own.look(loop.whole(), step)
-                due = 1 if step == 0 else sum(own.due(later) for later in range(1, steps + 1))
-                looks += (time.monotonic() - start) * due
-    left = whole - looks - (time.monotonic() - started)
-    left = float(distributed.mean(torch.tensor([left])))
-    return replace(run, steps=max(1, int(left / seconds)))
-
-
-def _lost(images: Images | np.ndarray) -> dict[int, DataError]:
-    """Why images are lost that were readable at first."""
-    read = images.images if isinstance(images, Masked) else images
-    return read.lost if isinstance(read, Stream) else {}
-
-
-def _watched(run: Run, loop: Loop, before: dict[str, Any] | None = None) -> Watched:
-    return Watched(
-        loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps,
-        before=before,
-    )  # fmt: skip
-
-
-def _assert_equal_ranks(method: Method) -> None:
-    """Buffers and weights are equal on all ranks by construction; this says so or stops."""
-    if not distributed.active():
-        return
-    mine = state_hash(method)
-    everyone: list[Any] = [None] * distributed.world()
-    torch.distributed.all_gather_object(everyone, mine)
-    if len(set(everyone)) != 1:
-        raise RuntimeError(
-            "weights or buffers differ between processes, so this run cannot be trusted. A method "
-            "changes state from its local batch; see erg.testing.check_method."
-        )
-
-
-def leave_group() -> None:
-    """End the process group, so that what follows on one process waits for no other."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def several_processes() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def join(device: torch.device | None = None) -> torch.device:
-    """The device of this process, which first joins the others that torchrun started with it."""
-    own = _fabric(device).device
-    _compile_in_turn(own)
-    return own
-
-
-def _compile_in_turn(device: torch.device) -> None:
-    """The first process compiles what makes views; the others then load that from the cache."""
-    if distributed.rank() == 0:
-        compile_kernels()
-    distributed.agree(False, device)  # the others wait here
-    compile_kernels()
-
-
-def _fabric(device: torch.device | None, strategy: Strategy = "ddp") -> Fabric:
-    """Device and process group; several processes are those that torchrun started."""
-    accelerator = "auto" if device is None else device.type
-    if not several_processes():
-        return Fabric(accelerator=accelerator, devices=1)
-    # Gloo and NCCL would wait half an hour, or for ever, for a process that hangs.
-    patience = timedelta(seconds=float(os.environ.get(PATIENCE, "600")))
-    world, nodes = int(os.environ["WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    sharing = DDPStrategy(broadcast_buffers=False, timeout=patience)
-    if strategy == "fsdp":
-        sharing = ModelParallelStrategy(
-            lambda method, mesh: shard(method, mesh["data_parallel"]),
-            data_parallel_size=world, tensor_parallel_size=1, timeout=patience,
-        )  # fmt: skip
-    fabric = Fabric(
-        accelerator=accelerator, devices=world // nodes, num_nodes=nodes, strategy=sharing
-    )
-    fabric.launch()
-    return fabric
