@@ -176,6 +176,7 @@ MISTAKES = [
     (["evaluate", "PICTURES"], 2, "no run folder"),
     (["export", "PICTURES"], 2, "no trained encoder"),
     (["embed", "PICTURES", "PICTURES"], 2, "holds no encoder"),
+    (["embed", "PICTURES", "PICTURES", "--device", "gpu"], 2, "no device 'gpu' here"),
     (["methods", "Nope"], 2, "no method is called"),
 ]
 

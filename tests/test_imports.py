@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,14 @@ def test_every_public_name_resolves() -> None:
         assert getattr(erg, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = erg.nothing
+
+
+def test_one_file_alone_has_compiled_functions() -> None:
+    """A cached caller would keep an old callee of another file."""
+    folder = Path(erg.__file__).parent
+    uses = re.compile(r"^\s*(import|from) numba\b", re.MULTILINE)
+    found = [path for path in folder.rglob("*.py") if uses.search(path.read_text())]
+    assert found == [folder / "views" / "kernels.py"]
 
 
 def test_importing_compiles_no_kernel() -> None:

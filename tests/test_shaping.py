@@ -322,3 +322,29 @@ def test_rare_activity_of_a_dead_unit_is_finite() -> None:
     assert torch.isfinite(total)
     assert dead.grad is not None
     assert torch.isfinite(dead.grad).all()
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_in_blocks_gives_the_same_numbers_and_gradients(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of what a block knows from elsewhere, and nothing is made where none is asked."""
+    monkeypatch.setattr(shaping, "BLOCK", block)
+    x, y, weight = drawn(7, 3, 0), drawn(8, 3, 1).requires_grad_(), drawn(7, 2, 2)
+    places = torch.arange(7)
+    calls: list[int] = []
+
+    def of(x: Tensor, place: Tensor) -> Tensor:
+        calls.append(len(x))
+        scores = x @ y.T
+        return torch.stack([scores.logsumexp(dim=1) * place, scores.square().sum(dim=1)], dim=1)
+
+    x.requires_grad_()
+    found = shaping.in_blocks(of, x, places, columns=8)
+    assert sum(calls) == 7
+    assert max(calls) == min(7, max(1, block // 8))
+    wanted = of(x, places)
+    assert torch.equal(found, wanted)
+    gradients = [torch.autograd.grad((t * weight).sum(), (x, y)) for t in (found, wanted)]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)

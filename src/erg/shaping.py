@@ -7,18 +7,19 @@ Letters in shapes: b batch, d features, v views.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from erg.energy import at_least_float32, full_precision, normalise
 
 BLOCK = 1 << 23
-"""Scores that `log_partition` holds at once: 32 MiB in float32, which caches like."""
+"""Scores that are held at once: 32 MiB in float32, which caches like."""
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: float) -> Tensor:
@@ -65,6 +66,30 @@ class _LogPartition(torch.autograd.Function):
 def _blocks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, BLOCK // columns)
     return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def in_blocks(
+    of: Callable[..., Float[Tensor, "b *rest"]], *rows: Shaped[Tensor, "b ..."], columns: int
+) -> Float[Tensor, "b *rest"]:
+    """`of(*rows)`, of some rows at a time where what it makes on the way would take much memory.
+
+    Each block is made again for the backward pass, so that gradients are exact, those of tensors
+    that `of` knows from elsewhere too.
+
+    Args:
+        of: what each row gives depends on that row alone.
+        rows: tensors with a row each.
+        columns: numbers that are made for each row on the way.
+    """
+    blocks = list(_blocks(len(rows[0]), columns))
+    if len(blocks) < 2:
+        return of(*rows)
+    made: list[Tensor] = [
+        checkpoint(of, *(each[block] for each in rows), use_reentrant=False,
+                   preserve_rng_state=False)
+        for block in blocks
+    ]  # fmt: skip
+    return torch.cat(made)
 
 
 def _scores(x: Tensor, y: Tensor, excluded: Tensor | None, rows: slice) -> Tensor:

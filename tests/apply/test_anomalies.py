@@ -13,8 +13,9 @@ from PIL import Image
 from erg.apply.anomalies import Anomalies, anomalies, localised, of_embeddings, picture
 from erg.apply.embed import embed, open_for, vectors_of
 from erg.encoders import build_encoder, save_encoder
+from erg.explore.anomaly import overlaid, places, windows
 from erg.methods.pca import PCA
-from erg.train.fit import Fitted, fit
+from erg.train.fit import Fitted, InMemory, fit
 from erg.train.run import Run
 
 SIDE = 32
@@ -186,3 +187,39 @@ def test_motorbikes_among_other_things(shared_data: Path, tmp_path: Path) -> Non
     scores = {name: each["auroc"].value for name, each in found.judged().items()}
     assert scores["neighbours"] > 0.9
     assert scores["pixels, PCA"] > 0.8
+
+
+def test_windows_are_no_neighbours_of_their_own_image(tmp_path: Path) -> None:
+    encoder = build_encoder("pixels", 16, side=8)
+    save_encoder(encoder, tmp_path)
+    images = waves(6, 5)[0]
+    found = localised(tmp_path, images, window=16, stride=8, normal=images)
+    at = places(SIDE, SIDE, 16, 8)
+    cut = [windows(image, at, 16) for image in images]
+    flat = InMemory([piece for pieces in cut for piece in pieces])
+    opened = replace(open_for(encoder, images), images=flat, rows=np.arange(6 * len(at)))
+    z = vectors_of(encoder, encoder, encoder, opened, opened.rows).astype(np.float64)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    image = np.repeat(np.arange(6), len(at))
+    wanted = []
+    for i in range(len(z)):
+        others = sorted((z[i] @ z[j] for j in range(len(z)) if image[j] != image[i]), reverse=True)
+        wanted.append(1 - np.mean(others[:5]))
+    for i, shown in enumerate(found.maps["neighbours"]):
+        mine = np.array(wanted)[image == i]
+        np.testing.assert_allclose(shown, overlaid(mine, at, 16, (SIDE, SIDE)), atol=1e-5)
+
+
+def test_items_that_energies_were_fitted_on_are_known(
+    table: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    save_encoder(build_encoder("pixels", 16, side=8), tmp_path)
+    path = str(table[0])
+    inside = anomalies(tmp_path, path, normal=path, label="label", normal_class="plain")
+    assert inside.normal is not None
+    assert inside.fitted_on is not None
+    assert inside.fitted_on.tolist() == inside.normal.tolist()
+    vectors = embed(tmp_path, str(table[0]), label="label")
+    again = of_embeddings(vectors[:30], vectors, normal_class="plain")
+    assert again.fitted_on is not None
+    assert again.fitted_on.tolist() == [True] * 30 + [False] * 45

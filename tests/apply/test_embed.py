@@ -1,13 +1,23 @@
 """One pass over the data: the same vectors as with everything decoded first."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from erg.apply.embed import Embedder, embed, in_one_pass, open_for, vectors_of
+from erg.apply.embed import (
+    Embedder,
+    _as_they_come,
+    embed,
+    in_one_pass,
+    open_for,
+    vectors_of,
+)
+from erg.data.manifest import default_threads
 from erg.data.source import DataError, open_source
 from erg.data.synthetic import world
 from erg.encoders import build_encoder, load_encoder, save_encoder
@@ -79,3 +89,31 @@ def test_tokens_stay_whole_numbers() -> None:
     assert seen == [torch.int64]
     assert found.tolist() == [[0, 1, 1], [1, 1, 0]]
     assert [row.status for row in rows] == ["ok", "ok", "skipped"]
+
+
+@pytest.mark.parametrize(("device", "batches"), [("cuda", 3), ("cpu", 1)])
+def test_decoding_goes_on_while_a_batch_is_embedded_and_not_without_end(
+    device: str, batches: int, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an accelerator two batches further; for a CPU as far as the threads that decode go."""
+    source = open_source(pictures)
+    asked: list[int] = []
+    item = source.item
+
+    def noted(i: int) -> Any:
+        asked.append(i)
+        return item(i)
+
+    monkeypatch.setattr(source, "item", noted)
+    views = _as_they_come(
+        source, range(300), load_encoder(model), [], torch.device(device), batch=32
+    )
+    assert len(next(views)) == 32  # of 36 items, of which every tenth is broken
+    before = -1
+    while len(asked) > before:  # until nothing more is begun
+        before = len(asked)
+        threading.Event().wait(0.3)
+    ahead = 8 * (2 * default_threads() + 2)  # blocks of 8
+    assert 36 * batches < len(asked) <= 36 * batches + ahead < 300
+    assert sum(len(each) for each in views) == 270 - 32
+    assert len(asked) == 300

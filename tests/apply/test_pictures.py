@@ -1,11 +1,20 @@
 """Sheets of pictures, to be looked at and to be cut up again."""
 
 import io
+import json
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from erg.apply.pictures import sheet
+from erg.apply.embed import open_for
+from erg.apply.pictures import draw_pictures, sheet
+from erg.data.loader import Loader
+from erg.data.manifest import hold_out
+from erg.train.fit import fit
+from erg.train.health import HELD_EPOCH, energies
+from erg.train.run import Run
 
 
 def drawn(count: int, height: int, width: int) -> list[np.ndarray]:
@@ -34,3 +43,26 @@ def test_a_sheet_without_captions_has_no_gaps() -> None:
     for n in range(6):
         cell = page[n // 2 * 16 : n // 2 * 16 + 16, n % 2 * 16 : n % 2 * 16 + 16]
         assert np.abs(cell - (50 * (n + 1) if n < 5 else 0)).max() <= 8
+
+
+def test_energies_after_training_are_of_the_images_held_out_of_it(tmp_path: Path) -> None:
+    """The same as before it, or one would be compared with something else."""
+    run = Run(
+        method="SimCLR", encoder="conv", image_size=32, data="synthetic:120", batch=16, steps=2
+    )
+    fitted = fit(run, out=tmp_path / "run", observers=())
+    opened = open_for(fitted.encoder, "synthetic:120")
+    held = hold_out(opened.manifest)[1]
+    assert len(held) == 6
+    draw_pictures(fitted, opened, items=20)
+    told = json.loads((tmp_path / "run" / "pictures" / "energies.json").read_text())
+    encoder = fitted.encoder
+    loader = Loader(
+        opened.images, held, fitted.method.plan(), batch=6, seed=run.seed, image_size=32,
+        mean=encoder.mean, std=encoder.std,
+    )  # fmt: skip
+    views = loader.make(held, epoch=HELD_EPOCH)
+    matched, mismatched = energies(fitted.method, views, torch.device("cpu"), None)
+    np.testing.assert_allclose(told["after"]["matched"], matched, rtol=1e-3)
+    np.testing.assert_allclose(told["after"]["mismatched"], mismatched, rtol=1e-3)
+    assert len(told["before"]["matched"]) == len(matched)

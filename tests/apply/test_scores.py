@@ -1,12 +1,29 @@
 """Scores and verdicts on data whose answer is known."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from erg.apply.scores import ENCODER, PCA_NAME, PIXELS, START, score, verdict
+from erg.apply import scores
+from erg.apply.embed import known_already, open_for, trained_on, vectors_of
+from erg.apply.scores import (
+    ENCODER,
+    PCA_NAME,
+    PIXELS,
+    START,
+    TWO_CROPS,
+    Ways,
+    crops_of,
+    score,
+    title_of,
+    verdict,
+)
+from erg.data.manifest import Manifest, hold_out, split
 from erg.data.synthetic import world
+from erg.evaluate.rank import rankme
 from erg.train.fit import Fitted, fit
 from erg.train.run import Run
 
@@ -91,3 +108,140 @@ def write_parquet(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
     table = {"image": [png(image) for image in images], "label": pa.array(labels, pa.int32())}
     pq.write_table(pa.table(table), path)
+
+
+def test_without_labels_only_images_held_out_are_looked_for(fitted: Fitted) -> None:
+    """Four of 80 are held out; each is to be found among all 80, by a naive loop."""
+    found = score(fitted, "synthetic:80")
+    held = hold_out(Manifest.load(fitted.folder / "manifest.parquet"))[1]
+    assert found["n_test"] == len(held) == 4
+    assert found["split"].startswith("4 images it was not trained on, each found again among 80")
+    opened = open_for(fitted.encoder, "synthetic:80")
+    every = np.concatenate([held, np.setdiff1d(opened.rows, held)])
+    first, second = crops_of(Ways.of(fitted), opened, every, TWO_CROPS)
+    rows = {row["name"]: row["scores"] for row in found["rows"]}
+    for name in (ENCODER, START, PIXELS):
+        a, b = (s[name] / np.linalg.norm(s[name], axis=1, keepdims=True) for s in (first, second))
+        alone = [all(a[i] @ b[i] > a[i] @ b[j] for j in range(80) if j != i) for i in range(4)]
+        assert rows[name]["recall"]["value"] == pytest.approx(np.mean(alone))
+    # Data it has not seen is held out as a whole: 70 further scenes.
+    assert score(fitted, "synthetic:150")["n_test"] == 74
+
+
+def test_images_of_a_set_too_small_to_hold_some_out_are_said_to_be_those_of_training(
+    fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        scores, "trained_on", lambda _, opened: np.ones(len(opened.manifest), dtype=bool)
+    )
+    found = score(fitted, "synthetic:30")
+    assert found["n_test"] == 30
+    assert found["split"].startswith("30 images, on which it was trained,")
+
+
+def test_the_unlabelled_verdict_claims_no_worth() -> None:
+    right = {
+        ENCODER: np.ones(50, dtype=bool), START: np.zeros(50, dtype=bool),
+        PCA_NAME: np.zeros(50, dtype=bool), PIXELS: np.zeros(50, dtype=bool),
+    }  # fmt: skip
+    for change, start in (
+        ({}, "More invariant: "),
+        ({START: right[ENCODER]}, "Not clearly more invariant: "),
+        ({ENCODER: right[START]}, "Not more invariant: "),
+    ):
+        asked = {name: {"recall_colour": each} for name, each in {**right, **change}.items()}
+        text = verdict(asked, "recall_colour")["text"]
+        assert text.startswith(start)
+        assert "orth it" not in text
+        assert text.endswith(
+            "This measures invariance, not usefulness, which only labels can tell (--label)."
+        )
+
+
+def test_few_test_images_are_no_verdict() -> None:
+    def ways(n: int) -> dict[str, dict[str, np.ndarray]]:
+        return {
+            name: {"knn20": np.full(n, name == ENCODER)}
+            for name in (ENCODER, START, PCA_NAME, PIXELS)
+        }
+
+    assert not verdict(ways(4), "knn20")["better"]
+    assert verdict(ways(40), "knn20")["better"]
+    assert not verdict(ways(40), "knn20", groups=np.arange(40) % 4)["better"]
+    gaps = verdict(ways(40), "knn20")["gaps"]
+    assert gaps[PCA_NAME] == {"value": 1.0, "low": 1.0, "high": 1.0, "clear": True}
+
+
+def test_what_the_encoder_and_the_probes_have_seen_of_the_test_set_is_said(
+    fitted: Fitted,
+) -> None:
+    said: list[str] = []
+    found = score(fitted, "synthetic:80", label="shape", test="synthetic:120", tell=said.append)
+    assert found["n_leaked"] == 80
+    assert found["split"].endswith("80 of the test images are also among those learned on")
+    assert "80 of 120 test images are also among those that probes learn on." in said
+    assert found["n_seen"] == 76
+    opened = open_for(fitted.encoder, "synthetic:200")
+    seen = trained_on(fitted, opened)
+    held = hold_out(Manifest.load(fitted.folder / "manifest.parquet"))[1]
+    assert set(np.flatnonzero(seen)) == set(range(80)) - set(held.tolist())
+    test = split(opened.manifest)[1]
+    one = score(fitted, "synthetic:200", label="shape")
+    assert (one["n_seen"], one["n_leaked"]) == (int(seen[test].sum()), 0)
+    assert known_already(opened, np.arange(5), opened, np.arange(3, 9)).tolist() == [
+        True, True, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_score_is_called_by_the_neighbours_that_voted(fitted: Fitted) -> None:
+    found = score(fitted, "synthetic:80", label="shape", test="synthetic:120")
+    assert found["voters"] == {"knn20": 20, "knn200": 80}
+    assert title_of("knn200", found["voters"]) == "80-NN accuracy"
+    assert title_of("linear", found["voters"]) == "linear probe accuracy"
+    right = {name: {"knn20": np.ones(9, dtype=bool)} for name in (ENCODER, START, PCA_NAME, PIXELS)}
+    assert "7-NN accuracy 100.0 %" in verdict(right, "knn20", voters={"knn20": 7})["text"]
+
+
+def test_figures_without_a_scale_stand_beside_those_before_training(fitted: Fitted) -> None:
+    found = score(fitted, "synthetic:80", label="shape", test="synthetic:120")
+    assert {"rankme", "alignment", "uniformity", "nmi", "ami", "ari"} <= set(found["before"])
+    ways = Ways.of(fitted)
+    opened = open_for(fitted.encoder, "synthetic:120")
+    autocast = fitted.run.autocast(torch.device("cpu"))
+    start = (ways.start, ways.start, ways.start)
+    wanted = rankme(vectors_of(*start, opened, opened.rows, autocast=autocast))
+    assert found["before"]["rankme"] == pytest.approx(wanted)
+
+
+def test_an_encoder_that_gives_zeros_is_judged(fitted: Fitted) -> None:
+    method = copy.deepcopy(fitted.method)
+    with torch.no_grad():
+        for parameter in method.encoder.parameters():
+            parameter.zero_()
+    found = score(Fitted(fitted.run, fitted.folder, method), "synthetic:200", label="shape")
+    assert found["rankme"] is None
+    assert not found["verdict"]["better"]
+
+
+def test_vectors_have_no_crops(fitted: Fitted) -> None:
+    vectors = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    with pytest.raises(ValueError, match="no crops"):
+        score(fitted, vectors)
+
+
+def test_copies_of_test_images_are_no_evidence(fitted: Fitted) -> None:
+    scenes = world(140, size=32)
+    images, labels = scenes.images, scenes.factors["texture"]
+    folder = fitted.folder.parent / "copies"
+    folder.mkdir(exist_ok=True)
+    write_parquet(folder / "a.parquet", images[:100], labels[:100])
+    write_parquet(folder / "b.parquet", images[100:], labels[100:])
+    thrice = np.repeat(np.arange(100, 140), 3)
+    write_parquet(folder / "c.parquet", images[thrice], labels[thrice])
+    one, three = (
+        score(fitted, str(folder / "a.parquet"), label="label", test=str(folder / name))
+        for name in ("b.parquet", "c.parquet")
+    )
+    a, b = (s["rows"][0]["scores"]["knn20"] for s in (one, three))
+    assert b["value"] == pytest.approx(a["value"])
+    assert b["high"] - b["low"] == pytest.approx(a["high"] - a["low"], rel=0.15)

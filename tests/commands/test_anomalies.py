@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from erg.commands.anomalies import main, read_masks
+from erg.embeddings import Embeddings
 from erg.train.fit import fit
 from erg.train.run import Run
 
@@ -97,3 +99,21 @@ def test_mistakes_are_told(run: Path, tiles: tuple[Path, Path], tmp_path: Path) 
         main([str(run), str(tiles[1]), "--masks", "mask", *out])
     with pytest.raises(ValueError, match="no energy 'nonsense'"):
         main([str(run), str(tiles[1]), "--by", "nonsense", *out])
+    with pytest.raises(ValueError, match="--top 0"):
+        main([str(run), str(tiles[1]), "--top", "0", *out])
+    Embeddings(np.ones((3, 2)), np.arange(3)).save(tmp_path / "e.parquet")
+    files = [str(tmp_path / "e.parquet")] * 2
+    with pytest.raises(ValueError, match="Leave out --normal, --label and --window"):
+        main([*files, "--window", "16", *out])
+
+
+def test_judging_by_what_was_fitted_on_is_said(
+    run: Path, tiles: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["--label", "label", "--normal-class", "normal", "--out", str(tmp_path / "a")]
+    for normal, inside in (([], 0), (["--normal", str(tiles[1])], None)):
+        assert main([str(run), str(tiles[1]), *labels, *normal]) == 0
+        told = json.loads((tmp_path / "a" / "anomalies.json").read_text())
+        inside = told["normal"] if inside is None else inside
+        assert told["normal_fitted_on"] == inside
+        assert ("look better than they are" in capsys.readouterr().out) is (inside > 0)

@@ -1,9 +1,13 @@
 """erg finetune, from the outside."""
 
+import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from erg.classifiers import load_classifier
 from erg.commands.finetune import main
@@ -41,3 +45,33 @@ def test_a_test_set_is_taken_as_given(encoder: Path) -> None:
     told = json.loads((out / "scores.json").read_text())
     assert (told["n_train"], told["n_test"]) == (120, 50)
     assert told["split"] == "two sets, as given"
+
+
+def test_test_images_that_are_learned_from_are_said(encoder: Path, capsys) -> None:
+    out = encoder.parent / "c"
+    test = ["--test", "synthetic:50"]
+    assert main([str(encoder), "synthetic:120", *QUICK, *test, "--out", str(out)]) == 0
+    told = json.loads((out / "scores.json").read_text())
+    assert (told["n_leaked"], told["n_seen"]) == (50, 0)
+    assert "50 of 50 test images are also among those to learn from." in capsys.readouterr().out
+    gap = told["gap"]
+    accuracy = [told["accuracy"][name]["value"] for name in ("fine-tuned", "from scratch")]
+    assert gap["value"] == pytest.approx(accuracy[0] - accuracy[1])
+    assert told["verdict"].startswith("Pretraining helped") is gap["clear"]
+
+
+def test_a_test_set_without_labels_is_refused_before_anything_is_learned(
+    encoder: Path, capsys
+) -> None:
+    table = pa.table({"image": [png(i) for i in range(3)], "texture": pa.nulls(3, pa.string())})
+    pq.write_table(table, encoder.parent / "bare.parquet")
+    test = ["--test", str(encoder.parent / "bare.parquet")]
+    with pytest.raises(ValueError, match="none of 3 images to test on has a label"):
+        main([str(encoder), "synthetic:120", *QUICK, *test])
+    assert "labelled images" not in capsys.readouterr().out
+
+
+def png(grey: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), (grey, 9, 9)).save(out, "PNG")
+    return out.getvalue()

@@ -4,7 +4,12 @@ import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from erg.commands.layers import main
+import numpy as np
+import pytest
+
+from erg.apply.layers import Layer
+from erg.commands.layers import curves, main
+from erg.evaluate.intervals import Score
 from erg.train.fit import fit
 from erg.train.run import Run
 
@@ -32,3 +37,28 @@ def test_a_chart_and_its_numbers_are_written(tmp_path: Path, capsys) -> None:
     heights = [float(c.attrib["cy"]) for c in circles[:4]]
     values = [layer["accuracy"]["value"] for layer in told["layers"]["trained"]]
     assert sorted(range(4), key=lambda i: heights[i]) == sorted(range(4), key=lambda i: -values[i])
+
+    assert (told["n_leaked"], told["layers"]["trained"][0]["validation"] > 0) == (0, True)
+    # The best is chosen without the test images.
+    trained = told["layers"]["trained"]
+    best = next(layer for layer in trained if layer["name"] == told["best"]["name"])
+    assert best["validation"] == max(layer["validation"] for layer in trained)
+
+
+def test_a_chart_of_probes_that_are_all_right_is_drawn() -> None:
+    perfect = Layer("output", 4, np.ones(5, dtype=bool), Score(1.0, 1.0, 1.0), 1.0)
+    wrong = Layer("output", 4, np.zeros(5, dtype=bool), Score(0.0, 0.0, 0.0), 0.0)
+    for layer in (perfect, wrong):
+        root = ElementTree.fromstring(curves({"trained": [layer]}, "a <title> & more"))
+        (circle,) = root.iter("{http://www.w3.org/2000/svg}circle")
+        assert 46 <= float(circle.attrib["cy"]) <= 280
+
+
+def test_without_labels_there_is_nothing_to_probe(tmp_path: Path) -> None:
+    run = Run(
+        method="Rotation", encoder="conv", encoder_args={"width": 4, "stages": 2}, image_size=16,
+        data="synthetic:60", batch=16, steps=1,
+    )  # fmt: skip
+    folder = fit(run, out=tmp_path / "run", observers=()).folder
+    with pytest.raises(ValueError, match="at most 1 are wanted"):
+        main([str(folder), "--label", "shape", "--images", "1"])

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from erg.apply.embed import embed
-from erg.commands.project import by_autoencoder, main
+from erg.commands.project import _same_label, by_autoencoder, main
 from erg.encoders import build_encoder, save_encoder
 
 
@@ -41,3 +41,22 @@ def test_an_autoencoder_of_two_units_maps_a_plane_to_itself() -> None:
     from erg.evaluate.trustworthiness import faithful
 
     assert faithful(flat, xy).trustworthiness > 0.95
+
+
+def test_the_nearest_on_a_map_is_another_item_with_a_label() -> None:
+    """By a naive loop, where labelled items have a copy in the same place and some no label."""
+    random = np.random.default_rng(1)
+    xy = random.normal(size=(40, 2))
+    xy[1:30:2] = xy[:30:2]
+    labels = random.choice(np.array(["a", "b"]), size=40)
+    labels[30:] = ""
+    right = []
+    for i in range(40):
+        if not labels[i]:
+            continue
+        others = [j for j in range(40) if j != i and labels[j]]
+        apart = [float(np.hypot(*(xy[i] - xy[j]))) for j in others]
+        nearest = [j for j, d in zip(others, apart, strict=True) if d == min(apart)]
+        assert len(nearest) == 1
+        right.append(labels[nearest[0]] == labels[i])
+    assert _same_label(xy, labels) == np.mean(right)

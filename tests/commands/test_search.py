@@ -84,3 +84,7 @@ def test_mistakes_are_told(digits: Path, tmp_path: Path) -> None:
     save_encoder(build_encoder("pixels", 28, side=4), tmp_path)
     with pytest.raises(ValueError, match="48 values and the embeddings 588"):
         main([vectors, str(digits / "nought.png"), "--model", str(tmp_path)])
+    with pytest.raises(ValueError, match="got --k 0"):
+        main([vectors, "3", "--k", "0"])
+    with pytest.raises(ValueError, match="--bits -8"):
+        main([vectors, "3", "--bits", "-8"])

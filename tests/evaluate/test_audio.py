@@ -119,3 +119,8 @@ def test_known_white_noise_becomes_less(gain) -> None:
     assert kept[7].mean() > 0.95 * power[7].mean()
     others = np.delete(np.arange(40), 7)
     assert kept[others].mean() < 0.25 * power[others].mean()
+
+
+def test_silence_has_nothing_of_the_clean_sound() -> None:
+    clean, _ = pair()
+    assert si_sdr(clean, np.zeros(500)) == -math.inf

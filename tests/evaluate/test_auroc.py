@@ -73,3 +73,27 @@ def test_what_cannot_be_ranked_is_refused() -> None:
         auroc(np.zeros(0), np.ones(3))
     with pytest.raises(ValueError, match="3 mismatched energies, 1 of them NaN"):
         auroc_score(np.zeros(2), np.array([1.0, np.nan, 2.0]))
+
+
+def test_many_pairs_of_the_same_items_are_no_evidence() -> None:
+    random = np.random.default_rng(4)
+    items = 50
+    own = random.normal(size=items)  # what all pairs of an item share
+    matched = (own + 0.1 * random.normal(size=(6, items))).ravel()
+    mismatched = (own + 0.7 + 0.1 * random.normal(size=(2, items))).ravel()
+    found = auroc_score(matched, mismatched, items=items, repeats=4000)
+    assert found.value == auroc(matched, mismatched)
+    plain = []
+    for _ in range(4000):
+        drawn = random.integers(items, size=items)
+        mine = np.concatenate([matched.reshape(6, items)[:, i] for i in drawn])
+        theirs = np.concatenate([mismatched.reshape(2, items)[:, i] for i in drawn])
+        plain.append(auroc(mine, theirs))
+    low, high = np.quantile(plain, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.08 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.08 * (high - low))
+    # The same pairs over and over: the interval stays what it is.
+    again = auroc_score(np.tile(matched, 5), np.tile(mismatched, 5), items=items, repeats=4000)
+    assert (again.low, again.high) == pytest.approx((found.low, found.high), abs=1e-9)
+    with pytest.raises(ValueError, match="300 matched and 100 mismatched pairs"):
+        auroc_score(matched, mismatched, items=7)

@@ -1,10 +1,12 @@
 """Bootstrap intervals against the normal approximation and a plain loop."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from erg.evaluate import intervals
-from erg.evaluate.intervals import Score, bootstrap, difference
+from erg.evaluate.intervals import Score, bootstrap, clear, difference, sign_test
 
 
 def test_the_interval_of_right_and_wrong_is_the_normal_one() -> None:
@@ -89,3 +91,51 @@ def test_what_cannot_be_resampled_is_refused() -> None:
         bootstrap(np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="3 and 4"):
         difference(np.zeros(3), np.zeros(4))
+
+
+def test_copies_of_items_are_no_evidence() -> None:
+    random = np.random.default_rng(9)
+    values, times = random.normal(size=60), random.integers(1, 5, size=60)
+    names = np.array([f"image {i}" for i in range(60)])
+    many, groups = np.repeat(values, times), np.repeat(names, times)
+    found = bootstrap(many, groups=groups, seed=1, repeats=6000)
+    assert found.value == pytest.approx(many.mean())
+    plain = []
+    for _ in range(6000):
+        drawn = random.integers(60, size=60)
+        items = [v for i in drawn for v in [values[i]] * times[i]]
+        plain.append(np.mean(items))
+    low, high = np.quantile(plain, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.06 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.06 * (high - low))
+    alone = bootstrap(many, seed=1)
+    assert alone.high - alone.low < 0.8 * (found.high - found.low)
+    assert bootstrap(values, groups=names, seed=2) == bootstrap(values, seed=2)
+    gap = difference(many, 0 * many, groups=groups, seed=1, repeats=6000)
+    assert gap == found
+    with pytest.raises(ValueError, match="59 groups for 60"):
+        bootstrap(values, groups=names[:59])
+
+
+@pytest.mark.parametrize(("better", "worse", "equal"), [(6, 0, 2), (4, 1, 0), (3, 3, 1), (1, 7, 0)])
+def test_the_sign_test_counts_all_ways_in_which_coins_fall(
+    better: int, worse: int, equal: int
+) -> None:
+    first = np.repeat([True, False, True], [better, worse, equal])
+    second = np.repeat([False, True, True], [better, worse, equal])
+    n, apart = better + worse, abs(better - worse)
+    falls = [abs(sum(coins)) >= apart for coins in itertools.product((-1, 1), repeat=n)]
+    assert sign_test(first, second) == pytest.approx(np.mean(falls), abs=1e-12)
+    twice = np.tile(first, 2), np.tile(second, 2)
+    groups = np.tile(np.arange(len(first)), 2)
+    assert sign_test(*twice, groups=groups) == sign_test(first, second)
+    assert sign_test(first, first) == 1.0
+
+
+def test_few_items_are_never_clear() -> None:
+    for n, surely in ((4, False), (5, False), (6, True), (30, True)):
+        first, second = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
+        gap = difference(first, second)
+        assert gap.low == 1.0, "the bootstrap sees nothing to doubt"
+        assert clear(gap, first, second) is surely
+        assert not clear(difference(second, first), second, first)

@@ -146,3 +146,31 @@ def test_what_does_not_fit_is_refused() -> None:
     train[2, 2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         fit_probe(train, labels)
+
+
+def test_copies_do_not_validate_each_other() -> None:
+    """Few items and many features: with copies on both sides no regularisation looks best."""
+    random = np.random.default_rng(3)
+    x = random.normal(size=(60, 80)).astype(np.float32)
+    labels = (x[:, 0] + 0.8 * random.normal(size=60) > 0).astype(int)
+    names = np.array([f"hash {i}" for i in random.permutation(60)])
+    order = random.permutation(180)
+    tripled, codes, groups = (np.tile(v, (3, 1) if v.ndim == 2 else 3)[order]
+                              for v in (x, labels, names))  # fmt: skip
+    held = linear._validation_groups(codes, groups, 0.2, np.random.default_rng(0))
+    assert not set(groups[held]) & set(groups[~held])
+    assert held.sum() == 3 * 12
+    leaking, honest = fit_probe(tripled, codes), fit_probe(tripled, codes, groups=groups)
+    assert max(leaking.tried.values()) == 1.0
+    assert max(honest.tried.values()) < 0.95
+    assert honest.strength < leaking.strength
+
+
+def test_groups_of_one_item_change_nothing() -> None:
+    train, labels = features(200, 0)
+    names = np.array([f"hash {i}" for i in np.random.default_rng(0).permutation(200)])
+    plain, grouped = fit_probe(train, labels), fit_probe(train, labels, groups=names)
+    assert plain.tried == grouped.tried
+    np.testing.assert_array_equal(plain.weight, grouped.weight)
+    with pytest.raises(ValueError, match="199 groups for 200"):
+        fit_probe(train, labels, groups=names[:199])

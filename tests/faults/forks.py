@@ -98,7 +98,7 @@ def train_method(method: str, folder: str, threads: int) -> int:
     from erg.train.health import Health
     from erg.train.loop import Loop
     from erg.train.training import train
-    from tests.train.test_loop import a_run, data
+    from tests.train.test_training import a_run, data
 
     run = a_run(method, checkpoint_minutes=0.0)
     kept = RunFolder(Path(folder))
@@ -265,7 +265,7 @@ def serve() -> None:
     import erg.commands.show
     import erg.recipes.default
     import erg.train.fit  # noqa: F401
-    from tests.train.test_loop import a_run, data
+    from tests.train.test_training import a_run, data
 
     warm_up(a_run("SimCLR"), data())
     talk = os.fdopen(os.dup(1), "w", buffering=1)

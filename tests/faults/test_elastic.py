@@ -20,7 +20,7 @@ from erg.train.preempt import Stopped
 from erg.train.processes import leave_group
 from erg.train.run import Run
 from erg.train.training import train
-from tests.train.test_loop import a_run, data
+from tests.train.test_training import a_run, data
 
 STEPS = 6
 NAMES = catalog.names()

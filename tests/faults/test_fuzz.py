@@ -34,7 +34,7 @@ from erg.views.pixels import Pixels
 from erg.views.plan import SIMCLR, Augmentation, Masking, Plan
 from erg.views.render import make_views
 from tests.faults.forks import scaled
-from tests.train.test_loop import a_run
+from tests.train.test_training import a_run
 
 FEW, SECONDS = 25, 600
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 11, 3), dtype=np.uint8)

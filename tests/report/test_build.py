@@ -229,3 +229,14 @@ def test_the_report_needs_neither_torch_nor_numba(run_folder: Path) -> None:
         [sys.executable, "-c", code, str(run_folder)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_figures_stand_beside_those_before_training(run_folder: Path) -> None:
+    file = run_folder / "scores.json"
+    told = json.loads(file.read_text())
+    told |= {"before": {"rankme": 61.25, "nmi": 0.07}, "n_seen": 1234}
+    file.write_text(json.dumps(told))
+    text = " ".join(" ".join(read(write_report(run_folder))[1].texts).split())
+    assert "before training 61.25" in text
+    assert "before training 0.07" in text
+    assert "1,234 of which the encoder was trained on without labels" in text

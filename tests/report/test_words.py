@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,44 @@ def test_python_is_what_the_run_says(run_folder: Path) -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert words.duration(seconds) == text
+
+
+def test_without_labels_the_headline_is_about_invariance(make_run) -> None:
+    record = read_record(make_run(label=False))
+    for better, said, headline in (
+        (True, "Worth it: recall@1 80 %.", "More invariant"),  # as older files say it
+        (True, "More invariant: recall@1 80 %.", "More invariant"),
+        (False, "Not more invariant: recall@1 8 %.", "Not more invariant"),
+        (False, "Not clearly more invariant: recall@1 8 %.", "Not clearly more invariant"),
+        (False, "", "Not more invariant"),
+    ):
+        found = words.verdict(scored(record, better, said, "recall_colour"))
+        assert found.headline == headline
+        assert "orth it" not in found.lead
+
+
+def test_gaps_are_as_clear_as_the_paired_differences_of_the_file(run_folder: Path) -> None:
+    file = run_folder / "scores.json"
+    told = json.loads(file.read_text())
+    told["verdict"]["better"] = False
+    told["verdict"]["gaps"] = {
+        "before training": {"value": 0.18, "low": -0.01, "high": 0.2, "clear": False},
+        "PCA": {"value": 0.12, "low": 0.01, "high": 0.2, "clear": True},
+        "raw pixels": {"value": 0.15, "low": -0.2, "high": -0.1, "clear": False},
+    }
+    file.write_text(json.dumps(told))
+    found = words.verdict(read_record(run_folder))
+    assert [gap.kind for gap in found.gaps] == ["unsure", "ahead", "behind"]
+
+
+def test_neighbours_are_called_by_how_many_voted(run_folder: Path) -> None:
+    file = run_folder / "scores.json"
+    told = json.loads(file.read_text())
+    told["voters"] = {"knn20": 20, "knn200": 64}
+    file.write_text(json.dumps(told))
+    scores = read_record(run_folder).scores
+    assert scores is not None
+    assert words.metric(scores, "knn20") == words.METRICS["knn20"]
+    title, hint = words.metric(scores, "knn200")
+    assert (title, hint[:24]) == ("64 nearest neighbours", "The same with 64 voters:")
+    assert words.metric(scores, "linear") == words.METRICS["linear"]

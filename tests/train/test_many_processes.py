@@ -22,7 +22,7 @@ from erg.train.folder import RunFolder
 from erg.train.loop import Loop
 from erg.train.processes import leave_group
 from erg.train.training import train
-from tests.train.test_loop import a_run, data
+from tests.train.test_training import a_run, data
 
 STEPS, NAN = 3, float("nan")
 NAMES = catalog.names()

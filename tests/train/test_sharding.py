@@ -25,8 +25,8 @@ from erg.train.processes import leave_group
 from erg.train.run import Optimiser, Run
 from erg.train.sharding import check_shardable
 from erg.train.training import train
-from tests.train.test_loop import VIT, a_run, data
 from tests.train.test_shards import merged
+from tests.train.test_training import VIT, a_run, data
 
 STEPS = 4
 TINY = {**VIT[1], "depth": 2}

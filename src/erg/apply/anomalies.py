@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from erg.apply.embed import Opened, open_for, vectors_of
+from erg.apply.embed import Opened, known_already, open_for, vectors_of
 from erg.apply.pictures import VIEW, sheet, square
 from erg.apply.scores import pixels_of
 from erg.durable import whole_file, write_atomically
@@ -54,6 +54,8 @@ class Anomalies:
         paths: of the items.
         energies: by name; [n] each.
         normal: whether each item is known to be normal; None where nobody said.
+        fitted_on: whether each item, or a duplicate of it, is among the normal ones that the
+            energies were fitted on: all but that of neighbours are too low for it.
         maps: by name, an energy for every pixel of every item, where windows were looked at.
     """
 
@@ -61,6 +63,7 @@ class Anomalies:
     paths: list[str]
     energies: dict[str, np.ndarray]
     normal: Bool[np.ndarray, " n"] | None = None
+    fitted_on: Bool[np.ndarray, " n"] | None = None
     maps: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -86,7 +89,8 @@ class Anomalies:
         """How well each energy tells, with bootstrap intervals (95 %).
 
         AUROC; AUPR with the anomalous items as the positive class, whose chance level is their
-        share; and AUPR with the normal ones.
+        share; and AUPR with the normal ones. Of normal items in `fitted_on` all energies but that
+        of neighbours are too low, and what is judged by them too good.
 
         Raises:
             ValueError: it is not known which items are normal, or all or none are.
@@ -206,7 +210,7 @@ def anomalies(
     mine, theirs = (_looked(used, each) for each in (known, asked))
     hashes = [each.manifest.hashes[each.rows] for each in (known, asked)]
     energies = _compared(mine, theirs, (hashes[0], hashes[1]))
-    return _told(asked, energies, normal_class)
+    return _told(asked, energies, normal_class, known)
 
 
 def of_embeddings(
@@ -241,7 +245,7 @@ def of_embeddings(
     groups = (same[: len(normal)], same[len(normal) :])
     energies = _compared({"": normal.vectors}, {"": asked.vectors}, groups)
     paths = asked.paths or [str(i) for i in asked.ids]
-    return Anomalies(asked.ids, paths, energies, fits)
+    return Anomalies(asked.ids, paths, energies, fits, np.isin(groups[1], groups[0]))
 
 
 def localised(
@@ -282,17 +286,22 @@ def localised(
         raise ValueError("vectors have no windows. Leave out the side of the windows.")
     random = np.random.default_rng(seed)
     mine: list[dict[str, np.ndarray]] = []
-    for cut, shapes in _cut(known, window, stride):
+    # Windows of one image are no neighbours of each other: they overlap.
+    groups: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for cut, shapes, images in _cut(known, window, stride):
         wanted = min(len(cut), max(1, round(WINDOWS * len(shapes) / len(known.rows))))
         kept = random.choice(len(cut), size=wanted, replace=False)
         mine.append(_looked(used, _as_items(known, [cut[i] for i in kept])))
+        groups[0].append(images[kept])
     tell(f"{len(asked.rows)} images, beside windows of {len(known.rows)} normal ones.")
     theirs: list[dict[str, np.ndarray]] = []
     where: list[Where] = []
-    for cut, shapes in _cut(asked, window, stride):
+    for cut, shapes, images in _cut(asked, window, stride):
         theirs.append(_looked(used, _as_items(asked, cut)))
+        groups[1].append(images)
         where += shapes
-    energies = _compared(_joined(mine), _joined(theirs))
+    of_mine, of_theirs = (np.concatenate(each) for each in groups)
+    energies = _compared(_joined(mine), _joined(theirs), (of_mine, of_theirs))
     ends = np.cumsum([len(at) for _, at in where])
     maps = {
         name: [
@@ -302,7 +311,7 @@ def localised(
         for name, e in energies.items()
     }
     largest = {name: np.array([m.max() for m in each]) for name, each in maps.items()}
-    return replace(_told(asked, largest, normal_class), maps=maps)
+    return replace(_told(asked, largest, normal_class, known), maps=maps)
 
 
 def picture(
@@ -362,10 +371,14 @@ def _is(opened: Opened, name: str) -> Bool[np.ndarray, " n"]:
     return opened.labels[opened.rows] == opened.classes.index(name)
 
 
-def _told(asked: Opened, energies: dict[str, np.ndarray], normal_class: str | None) -> Anomalies:
-    paths = [asked.manifest.paths[i] for i in asked.rows]
+def _told(
+    asked: Opened, energies: dict[str, np.ndarray], normal_class: str | None, known: Opened
+) -> Anomalies:
+    every = asked.manifest.paths
+    paths = [every[i] for i in asked.rows]
     fits = None if normal_class is None else _is(asked, normal_class)
-    return Anomalies(asked.rows, paths, energies, fits)
+    fitted_on = known_already(known, known.rows, asked, asked.rows)
+    return Anomalies(asked.rows, paths, energies, fits, fitted_on)
 
 
 def _looked(used: _Used, opened: Opened) -> dict[str, np.ndarray]:
@@ -408,8 +421,9 @@ Where = tuple[tuple[int, int], np.ndarray]
 
 def _cut(
     opened: Opened, window: int, stride: int
-) -> Iterator[tuple[list[np.ndarray], list[Where]]]:
-    """All windows of some images at a time, and where they lie."""
+) -> Iterator[tuple[list[np.ndarray], list[Where], np.ndarray]]:
+    """All windows of some images at a time, where they lie, and the content of each one's image."""
+    hashes = opened.manifest.hashes
     for start in range(0, len(opened.rows), IMAGES_AT_ONCE):
         rows = opened.rows[start : start + IMAGES_AT_ONCE]
         pixels = opened.images.pixels(rows)  # type: ignore[union-attr]
@@ -421,7 +435,7 @@ def _cut(
             at = places(height, width, window, stride)
             cut += windows(image, at, window)
             where.append(((height, width), at))
-        yield cut, where
+        yield cut, where, np.repeat(hashes[rows], [len(at) for _, at in where])
 
 
 def _as_items(opened: Opened, cut: list[np.ndarray]) -> Opened:

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from erg.data.ahead import ahead
 from erg.data.loader import Images
-from erg.data.manifest import Manifest, Row, default_threads, look_at, manifest_of
+from erg.data.manifest import Manifest, Row, default_threads, hold_out, look_at, manifest_of
 from erg.data.source import Source, open_source
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash
 from erg.train.features import features, whole_images
 from erg.train.fit import Fitted, InMemory, open_items
+from erg.train.folder import RunFolder
 from erg.views.types import Views
 
 Tell = Callable[[str], None]
@@ -57,6 +59,31 @@ def open_for(
     )
     codes, classes = manifest.labels if label is not None else (None, ())
     return Opened(images, manifest, manifest.ok, codes, tuple(classes))
+
+
+def trained_on(fitted: Fitted, opened: Opened) -> Bool[np.ndarray, " n"]:
+    """Which rows of the manifest the run was trained on, without labels.
+
+    By content, whatever the names: what was held out of training is new, and so is other data.
+    Where the run's folder has no manifest nothing is known, and all rows pass for new.
+    """
+    file = RunFolder(fitted.folder).manifest
+    if not file.is_file():
+        return np.zeros(len(opened.manifest), dtype=bool)
+    manifest = Manifest.load(file)
+    chosen, _ = hold_out(manifest, share=0.05, at_most=fitted.run.hold_out)  # as `open_data` does
+    return np.isin(_text(opened.manifest.hashes), _text(manifest.hashes[chosen]))
+
+
+def known_already(
+    opened: Opened, rows: Int[np.ndarray, " n"], other: Opened, asked: Int[np.ndarray, " m"]
+) -> Bool[np.ndarray, " m"]:
+    """Which of the asked rows have the content of one of the rows learned on."""
+    return np.isin(_text(other.manifest.hashes[asked]), _text(opened.manifest.hashes[rows]))
+
+
+def _text(hashes: np.ndarray) -> np.ndarray:
+    return hashes.astype(np.str_)
 
 
 def vectors_of(

@@ -160,7 +160,8 @@ def card(run: Path, timm_loads_it: bool) -> str:
         lines += [scores["verdict"]["text"], "", *_table(scores)]
     else:
         lines += ["Not evaluated. `erg evaluate` compares it with the encoder before training."]
-    start = told.get("init") or "random weights"
+    start = str(told.get("init") or "random weights")
+    start = Path(start).name if Path(start).is_absolute() else start  # folders are private
     lines += [
         "", "## Limits", "",
         f"Started from {start}. Scores hold for images like those it was evaluated on. The "

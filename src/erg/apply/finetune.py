@@ -130,7 +130,7 @@ def _start_as_probe(
 ) -> None:  # fmt: skip
     """Multinomial logistic regression on the encoder as it is, standardisation folded in."""
     vectors = vectors_of(model.encoder, model.encoder, model.encoder, opened, rows)
-    probe = fit_probe(vectors, codes, seed=seed)
+    probe = fit_probe(vectors, codes, groups=opened.manifest.hashes[rows], seed=seed)
     weight = probe.weight / probe.scale
     model.head.weight.copy_(torch.from_numpy(weight))
     model.head.bias.copy_(torch.from_numpy(probe.bias - weight @ probe.mean))

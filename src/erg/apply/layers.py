@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from erg.apply.embed import Opened, vectors_of
 from erg.encoders import Encoder, TimmEncoder
 from erg.evaluate.intervals import Score, bootstrap
-from erg.evaluate.linear import linear_accuracy
+from erg.evaluate.linear import fit_probe
 
 VALUES = 2048
 """Largest number of values a layer is pooled to, so that depth is not confounded with width."""
@@ -29,12 +29,15 @@ class Layer(NamedTuple):
         values: pooled values that the probe saw.
         right: whether each test image was given its class.
         accuracy: its mean, with an interval.
+        validation: accuracy on the part of the training set that chose the probe's C, by which
+            layers may be chosen too: the test set is for telling. 0 where nothing was left for it.
     """
 
     name: str
     values: int
     right: Bool[np.ndarray, " m"]
     accuracy: Score
+    validation: float
 
 
 def stages(encoder: Encoder) -> dict[str, nn.Module]:
@@ -151,7 +154,11 @@ def layers(
     fit = layer_vectors(encoder, opened, rows, values=values)
     ask = layer_vectors(encoder, other, asked, values=values)
     found: list[Layer] = []
+    copies, contents = opened.manifest.hashes[rows], other.manifest.hashes[asked]
     for name, vectors in fit.items():
-        right = linear_accuracy(vectors, opened.labels[rows], ask[name], other.labels[asked])
-        found.append(Layer(name, vectors.shape[1], right, bootstrap(right)))
+        probe = fit_probe(vectors, opened.labels[rows], groups=copies)
+        right = probe.predict(ask[name]) == other.labels[asked]
+        accuracy = bootstrap(right, groups=contents)
+        chosen = probe.tried.get(probe.strength, 0.0)
+        found.append(Layer(name, vectors.shape[1], right, accuracy, chosen))
     return found

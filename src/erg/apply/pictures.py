@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from erg.apply.embed import Opened, vectors_of
+from erg.apply.embed import Opened, trained_on, vectors_of
 from erg.data.loader import Loader
 from erg.durable import write_atomically
 from erg.explore.neighbours import panels
@@ -37,7 +37,8 @@ def draw_pictures(
     Args:
         fitted: the trained run.
         opened: images to show.
-        held: rows held out of training, whose energies are measured; all rows if not given.
+        held: rows whose energies are measured; if not given, those held out of training, which are
+            those measured before it, and all where there are hardly any.
         items: images on the map, spread evenly over the rows.
         tell: called with lines worth printing.
     """
@@ -46,7 +47,9 @@ def draw_pictures(
     rows = opened.rows[
         np.linspace(0, len(opened.rows) - 1, min(items, len(opened.rows))).astype(int)
     ]
-    held = opened.rows if held is None or len(held) < 4 else held
+    if held is None:
+        held = opened.rows[~trained_on(fitted, opened)[opened.rows]]
+    held = opened.rows if len(held) < 4 else held
     loader = _loader(fitted, opened, held)
     record_energies(
         folder / "energies.json", fitted.method, loader.make(held[:512], epoch=HELD_EPOCH), "after"

@@ -53,13 +53,23 @@ def anomalies_(
 
     from erg.apply.anomalies import anomalies, localised, of_embeddings, picture
     from erg.apply.embed import open_for
-    from erg.commands.show import tell
+    from erg.commands.show import compiling, tell
     from erg.embeddings import Embeddings
     from erg.encoders import load_encoder
     from erg.train.fit import load
 
     if masks is not None and not window:
         raise ValueError("masks are compared with maps. Give the side of windows with --window.")
+    if top < 1 or window < 0 or stride < 0:
+        raise ValueError(
+            f"the sheet shows one image at least, and windows have a size (got --top {top}, "
+            f"--window {window}, --stride {stride})."
+        )
+    if model.is_file() and (window or normal is not None or label is not None):
+        raise ValueError(
+            f"{model} is a file of embeddings of normal items, which bring their labels and have "
+            "no windows. Leave out --normal, --label and --window."
+        )
     out.mkdir(parents=True, exist_ok=True)
     if model.is_file():
         known, asked = Embeddings.load(model), Embeddings.load(data)
@@ -67,6 +77,7 @@ def anomalies_(
     else:
         chosen = load(model, method=method) if (model / "run.json").exists() else model
         encoder = load_encoder(model) if isinstance(chosen, Path) else chosen.encoder
+        compiling()
         opened = open_for(encoder, data, label=label)
         options: dict[str, Any] = {"normal": normal, "label": label, "normal_class": normal_class}
         if window:
@@ -93,11 +104,18 @@ def _judge(found: Any, file: Path, data: str | None, column: str | None) -> None
 
     from rich.table import Table
 
-    from erg.commands.show import console
+    from erg.commands.show import console, warn
     from erg.durable import write_atomically
 
     if found.normal is None:
         return
+    inside = int((found.normal & found.fitted_on).sum())
+    if inside:
+        warn(
+            f"{inside} of the {int(found.normal.sum())} normal items that energies are judged by "
+            "are among those they were fitted on: all but that of neighbours look better than they "
+            "are. Judge by others (--normal names those to fit on)."
+        )
     judged = found.judged()
     if data is not None and column is not None:
         for name, score in found.located(read_masks(Path(data), column, found.ids)).items():
@@ -118,6 +136,7 @@ def _judge(found: Any, file: Path, data: str | None, column: str | None) -> None
         "format": 1,
         "items": len(found),
         "normal": int(found.normal.sum()),
+        "normal_fitted_on": inside,
         "positive": "anomalous items; in aupr_normal the normal ones",
         "scores": {n: {k: asdict(s) for k, s in scores.items()} for n, scores in judged.items()},
     }

@@ -25,7 +25,7 @@ def demo(*, out: Path = Path("demo"), images: int = 6000, seconds: float = 70.0)
     from dataclasses import replace
 
     from erg.commands.pretrain import finish, python_of
-    from erg.commands.show import counting, tell, training
+    from erg.commands.show import compiling, counting, tell, training
     from erg.data.source import open_source
     from erg.train.fit import fit
     from erg.train.run import Optimiser, Run
@@ -46,6 +46,7 @@ def demo(*, out: Path = Path("demo"), images: int = 6000, seconds: float = 70.0)
     )  # fmt: skip
     tell(python_of(run, seconds / 60))
     source = open_source(run.data, label=run.label)
+    compiling()
     with counting("Making pictures") as prepared, training() as show:
         fitted = fit(
             run, source, _free(out), minutes=seconds / 60, show=show, tell=tell,

@@ -1,7 +1,6 @@
 """erg doctor: is this machine ready?"""
 
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,9 +14,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def doctor() -> int:
-    """Show versions, devices, memory and disk, and what is wrong with them."""
-    from erg.commands.show import tell, warn
+    """Show versions, devices, memory and disk, and what is wrong with them.
 
+    What makes views is compiled here, so that the first run need not wait for it.
+    """
+    from erg.commands.show import compiling, tell, warn
+
+    compiling()
     for name, value in facts().items():
         tell(f"{name:<18}{value}")
     troubles = problems()
@@ -33,9 +36,9 @@ def facts() -> dict[str, str]:
     import torch
 
     from erg.train.run import environment, has_bf16_instructions
+    from erg.views.kernels import kept_in
 
     found = dict(environment())
-    found["processor"] = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
     found["bf16 on CPU"] = "yes, used" if has_bf16_instructions() else "no"
     if torch.cuda.is_available():
         found["GPU"] = f"{torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} in all"
@@ -45,12 +48,20 @@ def facts() -> dict[str, str]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         found["memory"] = f"{memory / 2**30:.1f} GiB"
     found["disk free here"] = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"
+    found["view kernels"] = f"compiled, kept in {kept_in() or 'no folder'}"
     return found
 
 
 def problems() -> list[str]:
     """What would go wrong, and what to do about it."""
+    from erg.views.kernels import kept_in
+
     found: list[str] = []
+    if kept_in() is None:
+        found.append(
+            "No folder takes the compiled view kernels, so every command compiles them anew. Set "
+            "NUMBA_CACHE_DIR to one that can be written to."
+        )
     if shutil.disk_usage(".").free < 2**30:
         found.append("Less than 1 GiB is free here. Make room, or use --out on another disk.")
     if not os.access(Path("."), os.W_OK):

@@ -48,11 +48,20 @@ def embed(options: Options, arguments: list[str]) -> int:
 
     from erg.apply.embed import embedder
     from erg.apply.parts import embed_to_file
-    from erg.commands.show import counting, tell
+    from erg.commands.show import compiling, counting, tell
     from erg.train.fit import load
-    from erg.train.loop import join
+    from erg.train.processes import join
 
-    device = join(torch.device(options.device))
+    compiling()
+    try:
+        device = join(torch.device(options.device))
+    except RuntimeError as error:
+        if in_group():  # that of a group may fail for reasons of its own
+            raise
+        raise ValueError(
+            f"there is no device {options.device!r} here ({str(error).splitlines()[0][:80]}). "
+            "Choose cpu, cuda or mps; erg doctor shows which there are."
+        ) from None
     folder = options.model
     is_run = (folder / "run.json").exists()
     chosen = load(folder, method=options.method, device=str(device)) if is_run else folder

@@ -45,10 +45,11 @@ def evaluate(options: Options, arguments: list[str]) -> int:
     if options.devices > 1 and not in_group():
         return relaunch(["evaluate", *arguments], options.devices)
     from erg.apply.scores import score
-    from erg.commands.show import tell
+    from erg.commands.show import compiling, tell
     from erg.durable import write_atomically
     from erg.train.fit import load
 
+    compiling()
     fitted = load(options.run, method=options.method)
     data = options.data if options.data is not None else fitted.run.data
     if not data:
@@ -76,7 +77,7 @@ def _with_others(fitted: Any, sets: dict[str, Any], label: str | None) -> dict[s
     from erg.apply.parts import Shared
     from erg.commands.show import counting, tell
     from erg.encoders import load_encoder
-    from erg.train.loop import join
+    from erg.train.processes import join
 
     join(torch.device("cpu"))
     start = load_encoder(fitted.folder / "encoder_start")
@@ -90,7 +91,7 @@ def print_scores(scores: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from erg.apply.scores import TITLES
+    from erg.apply.scores import title_of
     from erg.commands.show import console, tell
 
     kinds = list(dict.fromkeys(kind for row in scores["rows"] for kind in row["scores"]))
@@ -98,20 +99,36 @@ def print_scores(scores: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for kind in kinds:
-        table.add_column(TITLES[kind], justify="right")
+        table.add_column(title_of(kind, scores.get("voters")), justify="right")
     for row in scores["rows"]:
         found = [row["scores"].get(kind) for kind in kinds]
         table.add_row(Text(row["name"]), *(_percent(score) for score in found))
     console.print(table)
     clusters = scores.get("clusters")
     if clusters:
-        agreement = f"NMI {clusters['nmi']:.3f}, ARI {clusters['ari']:.3f}"
+        start = scores["before"]
+        agreement = ", ".join(
+            f"{key.upper()} {clusters[key]:.3f} (before training {_number(start.get(key), 3)})"
+            for key in ("nmi", "ami", "ari")
+        )
         tell(f"k-means with k = {clusters['k']}: {agreement}")
-    tell(
-        f"RankMe {scores['rankme']:.1f}, alignment {scores['alignment']:.3f}, "
-        f"uniformity {scores['uniformity']:.3f}"
-    )
+    before = scores["before"]
+    told = [
+        f"{name} {scores[key]:.{places}f} (before training {_number(before[key], places)})"
+        for name, key, places in (
+            ("RankMe", "rankme", 1), ("alignment", "alignment", 3), ("uniformity", "uniformity", 3)
+        )
+        if scores[key] is not None
+    ]  # fmt: skip
+    if told:
+        tell(", ".join(told))
+    if scores.get("n_seen"):
+        tell(f"The encoder was trained on {scores['n_seen']:,} of the test images, without labels.")
     tell(scores["verdict"]["text"])
+
+
+def _number(value: float | None, places: int) -> str:
+    return "none" if value is None else f"{value:.{places}f}"
 
 
 def _percent(score: dict[str, float] | None) -> str:

@@ -31,7 +31,7 @@ def finetune_(
     """Fine-tune an encoder with a linear layer, and compare with training from scratch.
 
     Both learn from the same labels for the same number of steps, and are tested once on images
-    that neither has seen. A linear probe on the encoder as it is stands beside them.
+    whose labels neither has seen. A linear probe on the encoder as it is stands beside them.
 
     Args:
         model: a run folder, or a folder with an encoder.
@@ -51,16 +51,19 @@ def finetune_(
 
     from erg.apply.finetune import Tuning
     from erg.classifiers import save_classifier
-    from erg.commands.show import console, tell
+    from erg.commands.show import compiling, console, tell
     from erg.durable import write_atomically
     from erg.encoders import load_encoder
     from erg.train.fit import load
 
+    compiling()
     fitted = load(model, method=method) if (model / "run.json").exists() else None
     encoder = load_encoder(model) if fitted is None else fitted.encoder
     tuning = Tuning(steps=steps, batch=batch, lr=lr, seed=seed)
     scratch = replace(tuning, lr=scratch_lr)
-    classifier, scores = compared(encoder, data, label, test, per_class, (tuning, scratch), tell)
+    classifier, scores = compared(
+        fitted or encoder, data, label, test, per_class, (tuning, scratch), tell
+    )
     save_classifier(classifier, out)
     write_atomically(out / "scores.json", json.dumps(scores, indent=1).encode())
     from rich.table import Table
@@ -76,7 +79,7 @@ def finetune_(
 
 
 def compared(
-    encoder: Any,
+    model: Any,
     data: str,
     label: str,
     test: str | None,
@@ -86,29 +89,47 @@ def compared(
 ) -> tuple[Any, dict[str, Any]]:
     """The fine-tuned classifier, and the accuracies of all that were trained.
 
-    The first way of learning is that of fine-tuning, the second that from scratch.
+    The model is a run or an encoder. The first way of learning is that of fine-tuning, the second
+    that from scratch.
     """
     from dataclasses import asdict
 
-    from erg.apply.embed import open_for, vectors_of
+    from erg.apply.embed import known_already, open_for, trained_on, vectors_of
     from erg.apply.finetune import afresh, few, finetune, right
     from erg.commands.show import counting
     from erg.data.manifest import split
-    from erg.evaluate.intervals import bootstrap, difference
+    from erg.encoders import Encoder
+    from erg.evaluate.intervals import bootstrap, clear, difference
     from erg.evaluate.linear import fit_probe
 
     tuning, scratch = tunings
+    encoder = model if isinstance(model, Encoder) else model.encoder
     opened = open_for(encoder, data, label=label)
     other = opened if test is None else open_for(encoder, test, label=label)
     rows, asked = split(opened.manifest) if test is None else (opened.rows, other.rows)
     rows = few(opened, rows, per_class or len(rows), seed=tuning.seed)
     assert other.labels is not None
+    images = len(asked)
     asked = asked[other.labels[asked] >= 0]
+    if not len(asked):
+        raise ValueError(
+            f"none of {images} images to test on has a label. Look at --label, or name labelled "
+            "ones with --test."
+        )
     tell(f"{len(rows)} labelled images, {len(opened.classes)} classes, {len(asked)} to test on.")
+    leaked = int(known_already(opened, rows, other, asked).sum())
+    if leaked:
+        tell(f"{leaked:,} of {len(asked):,} test images are also among those to learn from.")
+    seen = 0
+    if not isinstance(model, Encoder):
+        seen = int(trained_on(model, other)[asked].sum())
+    if seen:
+        tell(f"The encoder was trained on {seen:,} of the test images, without labels.")
+    contents = other.manifest.hashes[asked]
     found: dict[str, Any] = {}
     with counting("Fine-tuning") as progress:
-        model = finetune(encoder, opened, rows, tuning, progress=progress)
-    found["fine-tuned"] = right(model, other, asked)
+        classifier = finetune(encoder, opened, rows, tuning, progress=progress)
+    found["fine-tuned"] = right(classifier, other, asked)
     fresh = afresh(encoder, seed=tuning.seed)
     with counting("From scratch") as progress:
         found["from scratch"] = right(
@@ -120,22 +141,30 @@ def compared(
     )
     assert opened.labels is not None
     names, theirs = [*opened.classes, ""], [*other.classes, ""]
-    probe = fit_probe(a, _named(names, opened.labels[rows]))
+    copies = opened.manifest.hashes[rows]
+    probe = fit_probe(a, _named(names, opened.labels[rows]), groups=copies)
     found["linear probe, not tuned"] = probe.predict(b) == _named(theirs, other.labels[asked])
-    gap = difference(found["fine-tuned"], found["from scratch"])
+    both = found["fine-tuned"], found["from scratch"]
+    gap = difference(*both, groups=contents)
     value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
-    better = "Pretraining helped" if low > 0 else "Pretraining did not clearly help"
+    surely = clear(gap, *both, groups=contents)
+    better = "Pretraining helped" if surely else "Pretraining did not clearly help"
     about = {
         "format": 1,
         "n_train": len(rows),
         "n_test": len(asked),
+        "n_seen": seen,
+        "n_leaked": leaked,
         "per_class": per_class or None,
         "split": "80 / 20 by content hash" if test is None else "two sets, as given",
-        "accuracy": {name: asdict(bootstrap(each)) for name, each in found.items()},
+        "accuracy": {
+            name: asdict(bootstrap(each, groups=contents)) for name, each in found.items()
+        },
+        "gap": {**asdict(gap), "clear": surely},
         "verdict": f"{better}: {value:+.1f} points ({low:+.1f} to {high:+.1f}) over the same "
         "network from scratch.",
     }
-    return model, about
+    return classifier, about
 
 
 def _named(classes: list[str], codes: Any) -> Any:

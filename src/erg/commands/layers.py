@@ -61,19 +61,20 @@ def layers_(
     """
     from dataclasses import asdict, replace
 
-    from erg.apply.embed import open_for
+    from erg.apply.embed import known_already, open_for
     from erg.apply.layers import layers
-    from erg.commands.show import tell
+    from erg.commands.show import compiling, tell
     from erg.data.manifest import split
     from erg.durable import write_atomically
     from erg.encoders import load_encoder
-    from erg.evaluate.intervals import difference
+    from erg.evaluate.intervals import clear, difference
     from erg.train.fit import load
 
     fitted = load(run, method=method)
     chosen = data if data is not None else fitted.run.data
     if not chosen:
         raise ValueError("the run was made from data in memory. Name the data to probe on.")
+    compiling()
     opened = open_for(fitted.encoder, chosen, label=label)
     other = opened if test is None else open_for(fitted.encoder, test, label=label)
     rows, asked = split(opened.manifest) if test is None else (opened.rows, other.rows)
@@ -82,6 +83,9 @@ def layers_(
         replace(each, rows=_known(each, chosen, images))
         for each, chosen in ((opened, rows), (other, asked))
     )
+    leaked = int(known_already(opened, opened.rows, other, other.rows).sum())
+    if leaked:
+        tell(f"{leaked:,} of {len(other.rows):,} test images are also among those to fit on.")
     found = {
         name: layers(encoder, opened, opened.rows, other, other.rows, values=values)
         for name, encoder in (
@@ -98,14 +102,21 @@ def layers_(
                 f"{100 * s.high:.1f}) from {layer.values} values"
             )
     last = found["trained"][-1]
-    best = max(found["trained"], key=lambda layer: layer.accuracy.value)
-    gap = difference(best.right, last.right)
-    clear = "clearly" if gap.low > 0 else "not clearly"
+    # Chosen without the test images: the best of many on them would owe some of it to luck.
+    best = max(found["trained"], key=lambda layer: (layer.validation, layer is last))
+    contents = other.manifest.hashes[other.rows]
+    gap = difference(best.right, last.right, groups=contents)
+    surely = clear(gap, best.right, last.right, groups=contents)
     value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
-    tell(
-        f"Best of the trained one: {best.name}, {clear} better than the output ({value:+.1f} "
-        f"points, {low:+.1f} to {high:+.1f})."
-    )
+    text = "Best of the trained one, by images the probes were not tested on: "
+    if best is last:
+        text += "its output."
+    else:
+        text += (
+            f"{best.name}, {'clearly' if surely else 'not clearly'} better than the output "
+            f"({value:+.1f} points, {low:+.1f} to {high:+.1f})."
+        )
+    tell(text)
     path = out or fitted.folder / "layers.svg"
     title = f"{fitted.run.method}: linear probe at every depth"
     write_atomically(path, curves(found, title).encode())
@@ -113,9 +124,16 @@ def layers_(
         "format": 1,
         "n_train": len(opened.rows),
         "n_test": len(other.rows),
+        "n_leaked": leaked,
+        "best": {"name": best.name, "ahead_of_output": {**asdict(gap), "clear": surely}},
         "layers": {
             name: [
-                {"name": each.name, "values": each.values, "accuracy": asdict(each.accuracy)}
+                {
+                    "name": each.name,
+                    "values": each.values,
+                    "accuracy": asdict(each.accuracy),
+                    "validation": each.validation,
+                }
                 for each in curve
             ]
             for name, curve in found.items()
@@ -127,11 +145,20 @@ def layers_(
 
 
 def _known(opened: "Opened", rows: "np.ndarray", most: int) -> "np.ndarray":
-    """Rows with a label, spread evenly if they are too many."""
+    """Rows with a label, spread evenly if they are too many.
+
+    Raises:
+        ValueError: fewer than two are left.
+    """
     import numpy as np
 
     assert opened.labels is not None
     kept = rows[opened.labels[rows] >= 0]
+    if min(len(kept), most) < 2:
+        raise ValueError(
+            f"{len(kept)} of {len(rows)} images have a label, and at most {most} are wanted: a "
+            "probe needs two at least to fit on and to test on. Look at --label and --images."
+        )
     return kept[np.linspace(0, len(kept) - 1, min(most, len(kept))).astype(int)]
 
 
@@ -142,6 +169,8 @@ def curves(found: "dict[str, list[Layer]]", title: str) -> str:
     scores = [layer.accuracy for curve in found.values() for layer in curve]
     low = max(0.0, math.floor(20 * min(s.low for s in scores)) / 20)
     high = min(1.0, math.ceil(20 * max(s.high for s in scores)) / 20)
+    if low == high:  # all are right, or all are wrong
+        low, high = max(0.0, low - 0.05), min(1.0, high + 0.05)
 
     def x(i: int) -> float:
         return left + 20 + i * (width - left - 50) / max(1, len(names) - 1)

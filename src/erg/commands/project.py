@@ -71,7 +71,7 @@ def project_(
     told: dict[str, dict[str, float]] = {}
     for name, xy in maps.items():
         told[name] = asdict(faithful(vectors, xy, k=k))
-        if found.labels is not None and len(set(found.labels)) > 1:
+        if found.labels is not None and len({*found.labels} - {""}) > 1:
             told[name]["nearest_label"] = _same_label(xy, np.asarray(found.labels))
     titles = {
         "trustworthiness": "trustworthiness", "continuity": "continuity", "shepard": "distances",
@@ -116,11 +116,16 @@ def by_autoencoder(vectors: "np.ndarray", *, steps: int, seed: int) -> "np.ndarr
 
 
 def _same_label(xy: "np.ndarray", labels: "np.ndarray") -> float:
-    """Share of items whose nearest item on the map, by distance, has their label."""
+    """Share of labelled items whose nearest labelled item on the map has their label."""
     import numpy as np
     from scipy.spatial import KDTree
 
-    nearest = np.asarray(KDTree(xy).query(xy, k=2)[1])[:, 1]
+    known = labels != ""
+    xy, labels = xy[known], labels[known]
+    two = np.asarray(KDTree(xy).query(xy, k=2)[1])
+    # Where another lies in the same place, an item may come after it, or not at all.
+    own = two[:, 0] == np.arange(len(xy))
+    nearest = np.where(own, two[:, 1], two[:, 0])
     return float((labels[nearest] == labels).mean())
 
 

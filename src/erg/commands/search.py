@@ -48,7 +48,13 @@ def search(
     from erg.evaluate.knn import nearest
     from erg.explore.search import nearest_codes
 
+    if k < 1 or bits < 0:
+        raise ValueError(
+            f"one item at least is listed, by no fewer than 0 bits (got --k {k}, --bits {bits})."
+        )
     bank = Embeddings.load(embeddings)
+    if not len(bank):
+        raise ValueError(f"{embeddings} holds no item to find. Embed images first.")
     rows = np.zeros(0, dtype=np.int64)
     if model is None:
         rows = np.array([_item(bank, query)])

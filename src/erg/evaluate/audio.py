@@ -14,7 +14,8 @@ def si_sdr(clean: Float[np.ndarray, " t"], estimate: Float[np.ndarray, " t"]) ->
     """Scale-invariant signal-to-distortion ratio [dB] (Le Roux et al. 2019, eq. 3).
 
     10 log10(||a s||^2 / ||a s - e||^2) with a = <e, s> / ||s||^2: the part of the estimate along
-    the clean sound against the rest. Louder or softer is neither better nor worse.
+    the clean sound against the rest. Louder or softer is neither better nor worse; a silent
+    estimate has nothing of the clean sound, and minus infinity.
 
     Args:
         clean: s.
@@ -26,6 +27,8 @@ def si_sdr(clean: Float[np.ndarray, " t"], estimate: Float[np.ndarray, " t"]) ->
     s, e = _pair(clean, estimate)
     target = (e @ s) / (s @ s) * s
     rest = e - target
+    if not target.any():
+        return -np.inf
     with np.errstate(divide="ignore"):
         return float(10 * np.log10((target @ target) / (rest @ rest)) if rest.any() else np.inf)
 

@@ -31,35 +31,55 @@ def auroc_score(
     matched: Float[np.ndarray, " n"],
     mismatched: Float[np.ndarray, " m"],
     *,
+    items: int | None = None,
     seed: int = 0,
     repeats: int = 1000,
 ) -> Score:
     """`auroc` with its percentile bootstrap interval (95 %), both sets resampled on their own.
 
+    With `items`, what is resampled are these, with all their pairs of both sets: pairs of the same
+    views say nearly the same thing, and many of them are no more evidence than one.
+
     Args:
         matched: energies of pairs that belong together.
         mismatched: energies of pairs that do not.
+        items: number of items that the pairs are of: pair j of either set is of item j % items.
         seed: of the resampling.
         repeats: number of resamples.
 
     Raises:
-        ValueError: either is empty or holds NaN.
+        ValueError: either is empty or holds NaN, or the pairs are not as many of every item.
     """
     value = auroc(matched, mismatched)
     n, m = len(matched), len(mismatched)
+    if items is not None and (items < 1 or n % items or m % items):
+        raise ValueError(
+            f"{n} matched and {m} mismatched pairs are not as many of each of {items} items. Pass "
+            "the number of items they are of."
+        )
     levels, mismatched_level = np.unique(mismatched, return_inverse=True)
     below = np.searchsorted(levels, matched, side="left")  # levels lower than each matched one
     up_to = np.searchsorted(levels, matched, side="right")
     random = np.random.default_rng(seed)
     repeated = np.empty(repeats)
     for i in range(repeats):
-        drawn = mismatched_level[random.integers(m, size=m)]
-        count = np.bincount(drawn, minlength=len(levels))
+        if items is None:
+            theirs, mine = random.integers(m, size=m), random.integers(n, size=n)
+        else:
+            drawn = random.integers(items, size=items)
+            theirs, mine = (_pairs_of(drawn, items, pairs) for pairs in (m, n))
+        count = np.bincount(mismatched_level[theirs], minlength=len(levels))
         lower = np.concatenate([[0], np.cumsum(count)])  # mismatched in the first so many levels
         losses = 0.5 * (lower[below] + lower[up_to])  # [n]
-        repeated[i] = 1 - losses[random.integers(n, size=n)].mean() / m
+        repeated[i] = 1 - losses[mine].mean() / m
     low, high = np.quantile(repeated, LEVEL)
     return Score(value, float(low), float(high))
+
+
+def _pairs_of(
+    drawn: Int64[np.ndarray, " items"], items: int, pairs: int
+) -> Int64[np.ndarray, " pairs"]:
+    return (np.arange(0, pairs, items)[:, None] + drawn).ravel()
 
 
 def _counts(

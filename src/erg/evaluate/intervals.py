@@ -6,7 +6,8 @@ Letters in shapes: n test items.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int64, Num, Shaped
+from scipy.stats import binomtest
 
 LEVEL = (0.025, 0.975)
 """The two quantiles of a 95 % interval."""
@@ -28,7 +29,11 @@ class Score:
 
 
 def bootstrap(
-    values: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"], *, seed: int = 0, repeats: int = 1000
+    values: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"],
+    *,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    seed: int = 0,
+    repeats: int = 1000,
 ) -> Score:
     """Mean of the items with its percentile bootstrap interval (95 %).
 
@@ -37,6 +42,8 @@ def bootstrap(
 
     Args:
         values: correct or not, or a score, per test item.
+        groups: items that say the same thing (exact duplicates) share a group and are resampled
+            together; by default every item is its own group.
         seed: of the resampling.
         repeats: number of resamples.
 
@@ -50,7 +57,12 @@ def bootstrap(
         raise ValueError(
             "a test item's score is NaN or infinite. Score every item or leave it out."
         )
-    means = _resampled_means(values, np.random.default_rng(seed), repeats)
+    random = np.random.default_rng(seed)
+    code = np.arange(len(values)) if groups is None else _codes(groups, len(values))
+    if code.max() + 1 == len(values):
+        means = _resampled_means(values, random, repeats)
+    else:
+        means = _resampled_groups(values, code, random, repeats)
     low, high = np.quantile(means, LEVEL)
     return Score(float(values.mean()), float(low), float(high))
 
@@ -59,29 +71,102 @@ def difference(
     first: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"],
     second: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"],
     *,
+    groups: Shaped[np.ndarray, " n"] | None = None,
     seed: int = 0,
     repeats: int = 1000,
 ) -> Score:
     """Mean of first - second over the same items, with its paired bootstrap interval (95 %).
 
-    First is better than second, beyond the luck of these test items, where `low > 0`.
+    First is better than second, beyond the luck of these test items, where `low > 0`; of few items
+    ask `clear` as well.
 
     Args:
         first: correct or not, or a score, per test item.
         second: the other's, of the same items in the same order.
+        groups: see `bootstrap`.
         seed: of the resampling.
         repeats: number of resamples.
 
     Raises:
         ValueError: the two have different numbers of items.
     """
+    return bootstrap(_paired(first, second), groups=groups, seed=seed, repeats=repeats)
+
+
+def clear(
+    gap: Score,
+    first: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"],
+    second: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"],
+    *,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+) -> bool:
+    """Whether first is better beyond the luck of these items: `gap.low > 0`, and by `sign_test`.
+
+    The bootstrap alone is too sure of few items: of four, all better, every resample is better,
+    and yet a coin falls so four times in a row once in sixteen.
+
+    Args:
+        gap: their `difference`.
+        first: see `difference`.
+        second: see `difference`.
+        groups: see `bootstrap`.
+    """
+    return gap.low > 0 and sign_test(first, second, groups=groups) < 0.05
+
+
+def sign_test(
+    first: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"],
+    second: Bool[np.ndarray, " n"] | Num[np.ndarray, " n"],
+    *,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+) -> float:
+    """How often a fair coin for every item that differs is as one-sided as these (exact).
+
+    For items that are right or wrong this is McNemar's test.
+
+    Args:
+        first: see `difference`.
+        second: see `difference`.
+        groups: see `bootstrap`; a group counts once, by its sum.
+
+    Raises:
+        ValueError: the two have different numbers of items.
+    """
+    paired = _paired(first, second)
+    if groups is not None:
+        paired = np.bincount(_codes(groups, len(paired)), paired)
+    better, worse = int((paired > 0).sum()), int((paired < 0).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def _paired(first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, " n"]:
     if len(first) != len(second):
         raise ValueError(
             f"a paired difference needs the same items (got {len(first)} and {len(second)}). "
             "Score both on one test set."
         )
-    paired = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    return bootstrap(paired, seed=seed, repeats=repeats)
+    return np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+
+
+def _codes(groups: Shaped[np.ndarray, " n"], n: int) -> Int64[np.ndarray, " n"]:
+    if len(groups) != n:
+        raise ValueError(f"there are {len(groups)} groups for {n} items. Pass one per item.")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _resampled_groups(
+    values: Float[np.ndarray, " n"],
+    code: Int64[np.ndarray, " n"],
+    random: np.random.Generator,
+    repeats: int,
+) -> Float[np.ndarray, " repeats"]:
+    """Means over the items of as many groups as there are, drawn with replacement."""
+    total, size = np.bincount(code, values), np.bincount(code)
+    means = np.empty(repeats)
+    for i in range(repeats):
+        drawn = random.integers(len(size), size=len(size))
+        means[i] = total[drawn].sum() / size[drawn].sum()
+    return means
 
 
 def _resampled_means(

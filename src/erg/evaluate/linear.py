@@ -58,6 +58,7 @@ def linear_accuracy(
     test: Float[np.ndarray, "m d"],
     test_labels: Shaped[np.ndarray, " m"],
     *,
+    groups: Shaped[np.ndarray, " n"] | None = None,
     seed: int = 0,
     strengths: Sequence[float] = STRENGTHS,
     device: str | torch.device = "cpu",
@@ -72,6 +73,7 @@ def linear_accuracy(
         train_labels: their classes.
         test: features of the test set.
         test_labels: their classes.
+        groups: of the training set, see `fit_probe`.
         seed: of the validation split.
         strengths: values of C to choose from.
         device: where the probe is fitted.
@@ -84,7 +86,9 @@ def linear_accuracy(
             f"there are {len(test_labels)} labels for {len(test)} test vectors. "
             "Pass one per vector."
         )
-    probe = fit_probe(train, train_labels, seed=seed, strengths=strengths, device=device)
+    probe = fit_probe(
+        train, train_labels, groups=groups, seed=seed, strengths=strengths, device=device
+    )
     return probe.predict(test) == test_labels
 
 
@@ -92,6 +96,7 @@ def fit_probe(
     vectors: Float[np.ndarray, "n d"],
     labels: Shaped[np.ndarray, " n"],
     *,
+    groups: Shaped[np.ndarray, " n"] | None = None,
     seed: int = 0,
     strengths: Sequence[float] = STRENGTHS,
     validation: float = 0.2,
@@ -107,6 +112,8 @@ def fit_probe(
     Args:
         vectors: features of the training set.
         labels: their classes, at least two.
+        groups: items that must not validate each other (exact duplicates) share one; by default
+            every item is its own group.
         seed: of the validation split.
         strengths: values of C to choose from.
         validation: share of every class that validates; at least one item where a class has two.
@@ -118,7 +125,11 @@ def fit_probe(
     classes, codes = np.unique(labels, return_inverse=True)
     _check(vectors, codes, classes, strengths)
     grid = sorted(strengths)
-    held = _validation_rows(codes, validation, np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    if groups is None:
+        held = _validation_rows(codes, validation, random)
+    else:
+        held = _validation_groups(codes, groups, validation, random)
     tried: dict[float, float] = {}
     best = grid[len(grid) // 2]
     if len(grid) > 1 and held.any():
@@ -239,6 +250,24 @@ def _validation_rows(
     return held
 
 
+def _validation_groups(
+    codes: Int64[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+    share: float,
+    random: np.random.Generator,
+) -> Bool[np.ndarray, " n"]:
+    """As `_validation_rows` of the first item of every group; the others follow it."""
+    if len(groups) != len(codes):
+        raise ValueError(
+            f"there are {len(groups)} groups for {len(codes)} items. Pass one per item."
+        )
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # as they come, so that names of groups do not matter
+    held = np.empty(len(first), dtype=np.bool_)
+    held[order] = _validation_rows(codes[first[order]], share, random)
+    return held[group]
+
+
 def _check(
     vectors: np.ndarray, codes: np.ndarray, classes: np.ndarray, strengths: Sequence[float]
 ) -> None:
@@ -247,7 +276,9 @@ def _check(
             f"there are {len(codes)} labels for {len(vectors)} vectors. Pass one per vector."
         )
     if len(classes) < 2:
-        raise ValueError(f"a probe needs at least two classes (got {len(classes)}).")
+        raise ValueError(
+            f"a probe needs at least two classes (got {len(classes)}). Label more items."
+        )
     if not strengths or min(strengths) <= 0:
         raise ValueError(f"strengths should be positive, at least one (got {strengths}).")
     if not np.isfinite(vectors).all():

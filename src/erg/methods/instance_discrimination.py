@@ -96,19 +96,32 @@ class InstanceDiscrimination(Method):
         rows, k = self.memory.rows, self.negatives
         generator = torch.Generator().manual_seed(step)  # the same on every process
         noise = rows[torch.randint(len(rows), (k,), generator=generator).to(rows.device)]
-        scores = energy.products(z, noise) / self.temperature  # [b k]
         # log of h n / k, whose sigmoid is h / (h + k / n)
-        shift = self.log_partition(own, scores) + math.log(k / len(rows))
+        shift = self.log_partition(own, z, noise) + math.log(k / len(rows))
+
+        def missed(z: Tensor) -> Float[Tensor, " some"]:
+            return softplus(self.scores(z, noise) - shift).sum(dim=1)
+
         return Loss(
             pull={"instance": distributed.mean(softplus(own + shift))},
-            push={"noise": distributed.mean(softplus(scores - shift).sum(dim=1))},
+            push={"noise": distributed.mean(shaping.in_blocks(missed, z, columns=k))},
         )
 
+    def scores(self, z: Float[Tensor, "b d"], noise: Float[Tensor, "k d"]) -> Float[Tensor, "b k"]:
+        """-F / T of each view and each image that is noise to it."""
+        return energy.products(z, noise) / self.temperature
+
     @torch.no_grad()
-    def log_partition(self, own: Float[Tensor, " b"], scores: Float[Tensor, "b k"]) -> Tensor:
+    def log_partition(
+        self, own: Float[Tensor, " b"], z: Float[Tensor, "b d"], noise: Float[Tensor, "k d"]
+    ) -> Tensor:
         """log Z: of the first batch, positives and negatives together, and kept."""
         if self.partition == 0:
-            drawn = torch.cat([-own[:, None], scores], dim=1).exp().mean(dim=1)
+
+            def mean(own: Tensor, z: Tensor) -> Float[Tensor, " some"]:
+                return torch.cat([-own[:, None], self.scores(z, noise)], dim=1).exp().mean(dim=1)
+
+            drawn = shaping.in_blocks(mean, own, z, columns=len(noise))
             found = len(self.memory.rows) * distributed.mean(drawn)
             if not self.training:
                 return found.log()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from erg import distributed, energy
+from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Memory
@@ -102,12 +102,17 @@ class PIRL(Method):
         """What draws z to what is remembered of its image, and what keeps it from the others."""
         own = -(self.memory.of(views.index).to(z) * z).sum(dim=1) / self.temperature  # F / T
         others = self.others(views)
-        scores = energy.products(z, self.memory.rows[others]) / self.temperature  # [b D]
-        scores = scores.masked_fill(others == views.index[:, None], float("-inf"))
-        log_sum = torch.logaddexp(-own, scores.logsumexp(dim=1))
-        h = (scores - log_sum[:, None]).exp().clamp_max(1 - 1e-6)
-        missed = log_sum - (-h).log1p().sum(dim=1)
-        return distributed.mean(own), distributed.mean(missed)
+        remembered = self.memory.rows[others]
+
+        def missed(z: Tensor, own: Tensor, index: Tensor) -> Float[Tensor, " some"]:
+            scores = energy.products(z, remembered) / self.temperature  # [some D]
+            scores = scores.masked_fill(others == index[:, None], float("-inf"))
+            log_sum = torch.logaddexp(-own, scores.logsumexp(dim=1))
+            h = (scores - log_sum[:, None]).exp().clamp_max(1 - 1e-6)
+            return log_sum - (-h).log1p().sum(dim=1)
+
+        away = shaping.in_blocks(missed, z, own, views.index, columns=len(others))
+        return distributed.mean(own), distributed.mean(away)
 
     def others(self, views: Views) -> Tensor:
         """Rows of D; the same on every process."""

@@ -1,9 +1,10 @@
 """RELIC (Mitrovic et al. 2021)."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from erg import distributed, energy
+from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
@@ -78,15 +79,22 @@ class RELIC(Method):
         main = views.need(2)
         q = [distributed.gather(self.query(view)) for view in main]  # [global d]
         k = q if self.teacher is None else [distributed.gather(self.key(view)) for view in main]
-        s, t = (energy.products(q[i], k[1 - i]) / self.temperature for i in (0, 1))
-        p = s.softmax(dim=1)  # [global global]
-        divergence = energy.cross_entropy(t, p) - energy.cross_entropy(s, p)
+
+        def told(x: Tensor, y: Tensor) -> Float[Tensor, "some 2"]:
+            """What pushes each image, and its divergence."""
+            s, t = (energy.products(z, k[1 - i]) / self.temperature for i, z in enumerate((x, y)))
+            p = s.softmax(dim=1)  # [some global]
+            divergence = energy.cross_entropy(t, p) - energy.cross_entropy(s, p)
+            return torch.stack([s.logsumexp(dim=1) + t.logsumexp(dim=1), divergence], dim=1)
+
+        repulsion, divergence = shaping.in_blocks(told, *q, columns=len(q[0])).mean(dim=0)
+        fits = -(q[0] * k[1] + q[1] * k[0]).sum(dim=1) / self.temperature
         return Loss(
             pull={
-                "alignment": -(s.diagonal() + t.diagonal()).mean(),
-                "invariance": self.alpha * divergence.mean(),
+                "alignment": fits.mean(),
+                "invariance": self.alpha * divergence,
             },
-            push={"repulsion": (s.logsumexp(dim=1) + t.logsumexp(dim=1)).mean()},
+            push={"repulsion": repulsion},
         )
 
     def after_step(self, progress: float) -> None:

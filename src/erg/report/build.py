@@ -97,7 +97,7 @@ def _scores(record: Record) -> dict[str, Any] | None:
     kinds = [kind for kind in words.METRICS if any(kind in row for row in scores.rows.values())]
     figures = []
     for kind in kinds:
-        title, hint = words.METRICS[kind]
+        title, hint = words.metric(scores, kind)
         bars = [Bar(name, *row.get(kind, NOTHING)) for name, row in scores.rows.items()]
         figures.append((title, hint, charts.bars(bars, label=title)))
     best = {k: max(row[k].value for row in scores.rows.values() if k in row) for k in kinds}
@@ -114,12 +114,16 @@ def _scores(record: Record) -> dict[str, Any] | None:
         for name, row in scores.rows.items()
     ]
     more = [
-        (*text, charts.number(scores.more[key]))
+        (*text, charts.number(scores.more[key]), _number(scores.before.get(key)))
         for key, text in words.FIGURES.items()
         if key in scores.more
     ]
-    heads = [words.METRICS[kind][0] for kind in kinds]
+    heads = [words.metric(scores, kind)[0] for kind in kinds]
     return {"figures": figures, "heads": heads, "table": table, "more": more, "about": scores}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else charts.number(value)
 
 
 def _curves(record: Record) -> list[tuple[str, str, Markup]]:

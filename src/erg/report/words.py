@@ -36,6 +36,8 @@ PAIRINGS = {
     "itself": "Matched: the visible and the hidden patches of one image. Mismatched: the hidden "
     "patches come from another image.",
     "order": "Matched: tiles and their order. Mismatched: another order.",
+    "tasks": "Matched: what every task asks about an image and the right answers. Mismatched: "
+    "wrong ones.",
     "turn": "Matched: an image and the quarter turn it was given. Mismatched: another turn.",
     "alone": "Matched: images. Mismatched: images with independent or shuffled pixels.",
 }
@@ -43,9 +45,14 @@ FIGURES = {
     "rankme": ("RankMe", "effective rank of the test vectors"),
     "alignment": ("Alignment", "mean squared distance of two views; lower is closer"),
     "uniformity": ("Uniformity", "lower is more evenly spread on the sphere"),
-    "nmi": ("Clusters: NMI", "k-means against the labels; 1 is perfect, 0 is chance"),
+    "nmi": ("Clusters: NMI", "k-means against the labels; 1 is perfect, chance is above 0"),
+    "ami": ("Clusters: AMI", "the same, adjusted for chance; 1 is perfect, 0 is chance"),
     "ari": ("Clusters: ARI", "agreement of pairs with the labels; 1 is perfect, 0 is chance"),
 }
+
+HEADLINES = ("Worth it", "Not worth it", "Not clearly worth it")
+INVARIANT = ("More invariant", "Not more invariant", "Not clearly more invariant")
+"""Without labels nothing is said about worth: finding an image again is invariance."""
 
 _SECRET = re.compile(r"token|secret|passw|api.?key|credential|cookie|^(user|host)", re.IGNORECASE)
 _HOME = re.compile(r"^(?:file://)?(?:/(?:home|Users)/[^/]+|/root|[A-Za-z]:[\\/]Users[\\/][^\\/]+)")
@@ -140,12 +147,24 @@ def verdict(record: Record) -> Verdict:
     gaps = _gaps(scores, kind)
     if better is None:
         better = bool(gaps) and all(gap.kind == "ahead" for gap in gaps)
-    headline = "Worth it" if better else "Not worth it"
+    named = INVARIANT if kind.startswith("recall") else HEADLINES
+    headline = named[0] if better else named[1]
     lead = shared(scores.text)
     first, found, rest = lead.partition(": ")
-    if found and first in ("Worth it", "Not worth it", "Not clearly worth it"):
-        headline, lead = first, rest[:1].upper() + rest[1:]
-    return Verdict(headline, lead, METRICS.get(kind, (kind, ""))[0], gaps)
+    if found and first in (*HEADLINES, *INVARIANT):
+        lead = rest[:1].upper() + rest[1:]
+        place = (HEADLINES if first in HEADLINES else INVARIANT).index(first)
+        headline = named[place]
+    return Verdict(headline, lead, metric(scores, kind)[0], gaps)
+
+
+def metric(scores: Scores, kind: str) -> tuple[str, str]:
+    """Title and explanation of a score; with as many neighbours as voted, in a small set fewer."""
+    title, hint = METRICS.get(kind, (kind, ""))
+    named, voted = kind.removeprefix("knn"), str(scores.voters.get(kind, ""))
+    if kind.startswith("knn") and voted and voted != named:
+        return title.replace(named, voted), hint.replace(named, voted)
+    return title, hint
 
 
 def primary(scores: Scores) -> str | None:
@@ -156,9 +175,9 @@ def primary(scores: Scores) -> str | None:
 
 
 def _gaps(scores: Scores, kind: str) -> tuple[Gap, ...]:
-    """Gaps to every baseline; clear where the verdict says so or the intervals are apart.
+    """Gaps to every baseline, as clear as the verdict says, which knows the paired differences.
 
-    The verdict knows the paired differences, which are surer than two intervals side by side.
+    Of files that keep no differences: clear where the verdict says so or the intervals are apart.
     """
     mine = scores.rows["encoder"][kind]
     gaps: list[Gap] = []
@@ -168,7 +187,11 @@ def _gaps(scores: Scores, kind: str) -> tuple[Gap, ...]:
             points = 100 * (mine.value - other.value)
             told = f"{percent(mine.value, 1)} against {percent(other.value, 1)}"
             ahead = mine.low > other.high or (bool(scores.better) and points > 0)
-            how = "ahead" if ahead else "behind" if mine.high < other.low else "unsure"
+            behind = mine.high < other.low
+            if name in scores.gaps and kind == scores.primary:
+                ahead = scores.gaps[name].clear
+                behind = scores.gaps[name].interval.high < 0
+            how = "ahead" if ahead else "behind" if behind else "unsure"
             gaps.append(Gap(f"{points:+.1f}".replace("-", "−"), against, told, how))
     return tuple(gaps)
 

@@ -66,7 +66,7 @@ def whole_images(
     batch: int = 256,
     threads: int = 0,
 ) -> Iterator[Views]:
-    """Every row exactly once, in order, as evaluation sees it; views are made one batch ahead."""
+    """Every row exactly once, in order, as evaluation sees it."""
     loader = Loader(
         images, rows, whole(), batch=batch, seed=0, image_size=image_size, mean=mean, std=std,
         threads=threads,

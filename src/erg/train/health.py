@@ -158,7 +158,7 @@ def record_energies(file: Path, method: Method, views: Views, when: str) -> None
     known[when] = {
         "matched": [float(f"{e:.5g}") for e in matched],
         "mismatched": [float(f"{e:.5g}") for e in mismatched],
-        "auroc": asdict(auroc_score(matched, mismatched)),
+        "auroc": asdict(auroc_score(matched, mismatched, items=len(views))),
     }
     write_atomically(file, json.dumps(known).encode())
 

@@ -103,7 +103,12 @@ def build_optimiser(chosen: Optimiser, module: nn.Module) -> Optimizer | None:
     if chosen.name == "adamw":
         return AdamW(of, lr=chosen.lr, betas=(chosen.momentum, chosen.beta2), fused=True)
     if chosen.name == "sgd":
-        return SGD(of, lr=chosen.lr, momentum=chosen.momentum, nesterov=True, fused=True)
+        sgd = SGD(of, lr=chosen.lr, momentum=chosen.momentum, nesterov=True, fused=True)
+        # The fused step wants them of all parameters or of none, and what was frozen has its first
+        # gradient later than the others. It makes them of that gradient, which is from 0 the same.
+        for p in (p for group in of for p in group["params"]):
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     if chosen.name == "lars":
         return LARS(of, lr=chosen.lr, momentum=chosen.momentum)
     everything = [p for group in of for p in group["params"]]

@@ -1,0 +1,23 @@
+"""Processes that were started together."""
+
+import pytest
+import torch
+
+from erg.train import processes
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_compiles_what_makes_views_before_the_others(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def agree(flag: bool, device: torch.device) -> bool:
+        done.append("wait")
+        return flag
+
+    monkeypatch.setattr(processes.distributed, "rank", lambda: rank)
+    monkeypatch.setattr(processes.distributed, "agree", agree)
+    monkeypatch.setattr(processes, "compile_kernels", lambda: done.append("compile"))
+    processes.compile_in_turn(torch.device("cpu"))
+    assert done == ["compile", "wait", "compile"][rank:]
