@@ -1,4 +1,4 @@
-"""fit with masks: from a table to views without backgrounds, and on after an interruption."""
+"""fit: where decoded images are kept; masks, from a table to views without backgrounds."""
 
 import io
 import json
@@ -96,6 +96,17 @@ def test_a_run_with_masks_says_so_resumes_exactly_and_shows_what_it_saw(
     flat = (np.abs(sheet - colour) < 12).all(axis=2)
     assert flat[:VIEW, VIEW : 3 * VIEW].mean() > flat[:VIEW, :VIEW].mean() + 0.2
     assert with_masks(without, opened.images, opened.manifest, source) is opened.images
+
+
+def test_decoded_images_are_kept_where_they_may_be_and_it_is_said(tmp_path: Path) -> None:
+    told: dict[str, list[str]] = {"kept": [], "not kept": []}
+    for name, limit in (("kept", None), ("not kept", 1e-6)):
+        run = a_run(Path(), method="SimCLR", method_args={}, data="synthetic:40", mask=None)
+        fitted = fit(run, out=tmp_path / name, tell=told[name].append, cache_gb=limit)
+        told[name].append(state_hash(fitted.method))
+    assert any(line.startswith("Decoded once: ") and "MB on disk" in line for line in told["kept"])
+    assert any(line.startswith("Decoded whenever they are used") for line in told["not kept"])
+    assert told["kept"][-1] == told["not kept"][-1], "the views are the same"
 
 
 def test_masks_that_no_view_takes_are_refused_before_anything_is_decoded(

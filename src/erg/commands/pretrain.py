@@ -81,6 +81,8 @@ class Options:
         dry_run: open 64 images, do one step, print what the run would need, and stop.
         report: write report.html at the end.
         max_skipped: largest share of unreadable files.
+        cache_gb: largest size of all decoded images [GB] that are kept; larger sets are decoded
+            whenever they are used. A third of the free disk if not given.
     """
 
     data: Annotated[str | None, tyro.conf.Positional] = None
@@ -114,6 +116,7 @@ class Options:
     dry_run: bool = False
     report: bool = True
     max_skipped: float = 0.2
+    cache_gb: float | None = None
 
 
 def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
@@ -141,7 +144,7 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
         fitted = fit(
             run, source, out, minutes=options.minutes, resume=options.resume is not None,
             device=options.device, show=show, tell=tell, prepared=prepared, started=started,
-            max_skipped=options.max_skipped,
+            max_skipped=options.max_skipped, cache_gb=options.cache_gb,
         )  # fmt: skip
     tell(f"The encoder is in {fitted.folder}/encoder.")
     if leads() and options.report:

@@ -453,7 +453,7 @@ class _Writer:
                 raise
             raise DataError(
                 f"the disk of {self.file} is full after {self.bytes:,} bytes of decoded images. "
-                "Free some space, or set a smaller budget."
+                "Free some space, or keep less (--cache-gb)."
             ) from error
 
     def finish(self, manifest: Manifest, short_side: int | None) -> Cache | None:

@@ -92,6 +92,7 @@ def open_data(
     masks: Source | None = None,
     hold: int = 1000,
     max_skipped: float = 0.2,
+    budget: int | None = None,
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Data, Manifest]:
@@ -108,6 +109,7 @@ def open_data(
         short_side=_short_side(image_size),
         max_lost=max_skipped,
         file=file,
+        budget=budget,
         max_skipped=max_skipped,
         manifest=frozen,
         progress=progress,
@@ -116,7 +118,7 @@ def open_data(
         assert isinstance(images, Cache | Stream)  # others have no masks
         images = open_masks(
             images, manifest, masks, short_side=_short_side(image_size),
-            file=file.with_name(f"{file.name}.masks") if file is not None else None,
+            file=file.with_name(f"{file.name}.masks") if file is not None else None, budget=budget,
             found=Manifest.load(_masks_file(folder)) if frozen is not None else None,
             progress=progress,
         )  # fmt: skip
@@ -158,6 +160,7 @@ def open_items(
     *,
     short_side: int,
     file: Path | None = None,
+    budget: int | None = None,
     max_skipped: float = 0.2,
     max_lost: float = 0.0,
     manifest: Manifest | None = None,
@@ -170,6 +173,7 @@ def open_items(
         source,
         short_side=short_side,
         file=file,
+        budget=budget,
         max_skipped=max_skipped,
         max_lost=max_lost,
         manifest=manifest,
@@ -192,6 +196,7 @@ def fit(
     prepared: Callable[[int, int], None] | None = None,
     started: float | None = None,
     max_skipped: float = 0.2,
+    cache_gb: float | None = None,
 ) -> Fitted:
     """Train, and leave everything about it in a folder.
 
@@ -211,6 +216,9 @@ def fit(
         started: `time.monotonic()` from which `minutes` count; by default the call.
         max_skipped: largest share of items that may be unreadable before the run stops, or vanish
             or change while it reads them again.
+        cache_gb: largest size of all decoded images [GB] that are kept; larger sets are decoded
+            whenever they are used. By default a third of the free disk (memory, where there are
+            several processes).
 
     Raises:
         ValueError: the run, its data or the folder are not usable; the text says what to do.
@@ -218,7 +226,10 @@ def fit(
         Diverged: the loss is not finite.
     """
     if devices > 1 and not in_group():
-        options = {"--minutes": minutes, "--device": device, "--max-skipped": max_skipped}
+        options = {
+            "--minutes": minutes, "--device": device, "--max-skipped": max_skipped,
+            "--cache-gb": cache_gb,
+        }  # fmt: skip
         if data is not None or observers is not None or show is not None or prepared is not None:
             raise ValueError(
                 f"{devices} processes take their data from run.data and have no observers or "
@@ -248,8 +259,10 @@ def fit(
             opened, manifest = open_data(
                 source, folder, image_size=run.image_size, label=run.label, masks=masks,
                 hold=run.hold_out, max_skipped=max_skipped, resume=resume, progress=prepared,
+                budget=None if cache_gb is None else int(cache_gb * 1e9),
             )  # fmt: skip
             tell(manifest.summary())
+            tell(_kept(opened.images))
             run = _with_size(run, len(manifest))
             loop = Loop(run, opened, device=torch.device(device) if device else None)
             if isinstance(opened.images, Masked):
@@ -284,6 +297,19 @@ def fit(
                 leave_group()
         finally:
             folder.unlock()
+
+
+def _kept(images: Images | np.ndarray) -> str:
+    """Where the decoded images are."""
+    read = images.images if isinstance(images, Masked) else images
+    if isinstance(read, Stream):
+        return (
+            "Decoded whenever they are used, since all of them take more room than they may "
+            "(--cache-gb)."
+        )
+    flat = read.flat if isinstance(read, Cache) else np.asarray(read)
+    where = "on disk" if isinstance(flat.base, np.memmap) else "in memory"
+    return f"Decoded once: {flat.nbytes / 1e6:,.1f} MB {where}."
 
 
 def _takes_masks(plan: Plan) -> bool:
