@@ -84,6 +84,7 @@ bench-long: $(VENV)/.installed $(PEER)/.installed
 	$(BIN)/python benchmarks/methods/run.py $(DATA)
 	$(BIN)/python benchmarks/methods/run.py --table
 	$(BIN)/python benchmarks/autoencoders/run.py $(DATA)
+	$(BIN)/python benchmarks/layers/run.py $(DATA)
 	$(BIN)/python benchmarks/figures/run.py
 	$(BIN)/python benchmarks/readme.py
 

@@ -45,6 +45,7 @@ OURS = {
     "MaximumLikelihood": "maximum_likelihood",
     "MoCo": "moco",
     "MoCoV3": "mocov3",
+    "MultiTask": "multi_task",
     "NNCLR": "nnclr",
     "NoiseContrastiveEstimation": "noise_contrastive_estimation",
     "PCA": "pca",

@@ -11,7 +11,7 @@ import pytest
 from erg.apply import parts
 from erg.commands import embed, evaluate, pretrain
 from erg.data import tables
-from erg.train import launch
+from erg.train import launch, processes
 
 PAGE = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, flags=re.M | re.S)

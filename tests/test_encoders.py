@@ -18,6 +18,7 @@ from erg.encoders import (
     OURS,
     TimmEncoder,
     build_encoder,
+    encoder_in,
     load_encoder,
     save_encoder,
 )
@@ -263,6 +264,29 @@ def test_init_from_an_export_of_ours(tmp_path: Path) -> None:
     second = vit(init=str(tmp_path))
     assert torch.equal(second(images(2, 96)), first(images(2, 96)))
     assert (second.mean, second.std) == (first.mean, first.std)
+
+
+def test_init_of_our_own_encoders_is_the_folder_of_a_run(tmp_path: Path) -> None:
+    """Which says how wide and deep it is; arguments that are given have to agree."""
+    torch.manual_seed(3)
+    first = build_encoder("conv", 32, width=8, stages=2).eval()
+    first.mean = (0.1, 0.2, 0.3)
+    save_encoder(first, tmp_path / "conv")
+    init = str(tmp_path / "conv")
+    for told in ({}, {"width": 8}):
+        again = build_encoder("conv", 48, init=init, **told).eval()
+        assert (again.arguments, again.mean) == (first.arguments, (0.1, 0.2, 0.3))
+        assert torch.equal(again(images(2, 48)), first(images(2, 48)))
+    assert encoder_in(tmp_path / "conv") == ("conv", first.arguments)
+    with pytest.raises(ValueError, match=r"do not fit conv .*Give those of the same") as error:
+        build_encoder("conv", 32, init=init, width=16)
+    assert one_line(error)
+    with pytest.raises(ValueError, match=r"holds a conv, not a mlp. Add --encoder conv"):
+        build_encoder("mlp", 5, init=init)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match="holds no encoder") as error:
+        build_encoder("conv", 32, init=str(tmp_path / "nothing"))
+    assert one_line(error)
 
 
 def test_init_from_a_folder_is_kept_when_it_is_saved_again(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ SMALL: dict[str, dict] = {
     "Rotation": {},
     "RelativePosition": {"hidden": 16},
     "Jigsaw": {"width": 8},
+    "MultiTask": {"jigsaw": 0.5, "hidden": 16, "width": 8, "channels": 16, "step": 40.0},
     "PIRL": {"size": 64, "dim": 8},
     "DenoisingAutoencoder": {"width": 16},
     "KMeans": {"k": 4},

@@ -234,9 +234,10 @@ class Whole:
             cut = how.tiles and random_tiles(how.tiles, side, 0, step, index, number)
             height, width = (len(cut.order[0]) * cut.tile, cut.tile) if cut else (side, side)
             mask = how.mask and draw_mask(how.mask, 0, step, step, index, number)
+            turns = torch.arange(n) % 4 if how.turns is None else torch.full((n,), how.turns)
             made = How(
                 box=torch.zeros(n, 4), flip=torch.zeros(n).bool(),
-                turns=torch.full((n,), how.turns or 0), source=torch.zeros(n, 2).long(),
+                turns=turns, source=torch.zeros(n, 2).long(),
                 order=torch.from_numpy(cut.order) if cut else None,
             )  # fmt: skip
             data = drawn(n, 3, height, width, seed=97 * step + number)
@@ -259,9 +260,8 @@ class Whole:
             views = self.views(method, step, 8 - step).take(mine)
             total = method.train().loss(views, progress).total
             outcome.same[f"total {step}"] = total
-            if not total.requires_grad:
-                continue
-            total.backward()
+            if total.requires_grad:
+                total.backward()
             for parameter in method.frozen(progress):
                 parameter.grad = None
             for parameter in trained:
@@ -327,11 +327,15 @@ METHODS = [
     Whole("Rotation", {}),
     Whole("RelativePosition", {"hidden": 12}),
     Whole("Jigsaw", {"width": 4}),
+    Whole("MultiTask", {"jigsaw": 0.5, "hidden": 12, "width": 4, "channels": 8, "step": 40.0}),
     Whole("PIRL", {"size": 20, "dim": 4}),
     Whole("PIRL", {"size": 20, "dim": 4, "by": "both", "negatives": 7}),
     Whole("DenoisingAutoencoder", {"width": 8}),
+    Whole("DenoisingAutoencoder", {"width": 8, "extreme": 0.4}),
     Whole("KMeans", {"k": 4}, encoder=("pixels", {"side": 4})),
     Whole("KMeans", {"k": 4, "by": "sgd", "beta": 0.1}, encoder=("pixels", {"side": 4})),
+    Whole("KMeans", {"k": 4, "by": "winner"}, encoder=("pixels", {"side": 4})),
+    Whole("KMeans", {"k": 4, "beta": 0.1, "warm": 0.01}, encoder=("pixels", {"side": 4})),
     Whole("PCA", {"k": 4}, encoder=("pixels", {"side": 4})),
     Whole("PCA", {"k": 4, "by": "sgd"}, encoder=("pixels", {"side": 4})),
     Whole("GaussianMixture", {"k": 3}, encoder=("pixels", {"side": 4})),
@@ -377,6 +381,7 @@ METHODS = [
     Whole("ScoreMatching", {"width": 8}),
     Whole("NoiseContrastiveEstimation", {"width": 8, "ratio": 2}),
     Whole("UNetAutoencoder", {"skips": True}),
+    Whole("UNetAutoencoder", {"transposed": True}),
 ]  # fmt: skip
 CHECKS: dict[str, Callable[[Part], Outcome]] = {
     **{f"gather {n}": partial(of_gather, n=n) for n in (8, 7, 1)},

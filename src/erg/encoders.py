@@ -31,7 +31,7 @@ from erg.views.types import Mask
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "OURS", "Encoder", "Identity", "Pixels",
     "SmallConv", "TimmEncoder", "TokenTransformer", "VectorMLP", "WideResNet", "build_encoder",
-    "load_encoder", "parameter_count", "save_encoder",
+    "encoder_in", "load_encoder", "parameter_count", "save_encoder",
 ]  # fmt: skip
 
 
@@ -85,25 +85,7 @@ class TimmEncoder(Encoder):
             rows, columns = network.patch_embed.grid_size
             self.grid, self.depth = (int(rows), int(columns)), len(network.blocks)
         if changes and init is not None:
-            self._start_from(Path(init), ", ".join(changes))
-
-    def _start_from(self, folder: Path, changed: str) -> None:
-        """Take the weights of one that was changed in the same way: no others would fit."""
-        if not folder.is_dir():
-            raise ValueError(
-                f"{self.name} with {changed} has no public weights, so init = {str(folder)!r} "
-                "cannot be loaded. Leave init out, or give the encoder/ folder of a run with the "
-                "same arguments."
-            )
-        given = load_encoder(folder)
-        try:
-            self.load_state_dict(given.state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights in {folder} do not fit {self.name} with {changed} "
-                f"({_first_line(error)}). Give those of the same architecture and arguments."
-            ) from None
-        self.mean, self.std = given.mean, given.std
+            _start_from(self, Path(init), f"{name} with {', '.join(changes)}")
 
     def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         return self.network(data)
@@ -206,15 +188,36 @@ def build_encoder(
     """
     if name not in OURS:
         return TimmEncoder(name, image_size, init, **arguments)
-    if init is not None:
-        raise ValueError(
-            f"{name} has no public weights, so init = {init!r} cannot be loaded. "
-            "Leave init out, or use an encoder of timm."
-        )
+    if init is not None and Path(init).is_dir():
+        theirs, given = encoder_in(Path(init))
+        if theirs != name:
+            raise ValueError(f"{init} holds a {theirs}, not a {name}. Add --encoder {theirs}.")
+        arguments = {**given, **arguments}
     try:
-        return OURS[name](image_size, **arguments)  # type: ignore[call-arg]
+        encoder = OURS[name](image_size, **arguments)  # type: ignore[call-arg]
     except TypeError as error:
         raise ValueError(f"encoder {name}: {error}. See erg.encoders for its arguments.") from None
+    if init is not None:
+        _start_from(encoder, Path(init), name)
+    return encoder
+
+
+def _start_from(encoder: Encoder, folder: Path, what: str) -> None:
+    """Take the weights of one built in the same way by us: no others would fit."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"{what} has no public weights, so init = {str(folder)!r} cannot be loaded. Leave init "
+            "out, or give the encoder/ folder of a run with the same arguments."
+        )
+    given = load_encoder(folder)
+    try:
+        encoder.load_state_dict(given.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {folder} do not fit {what} ({_first_line(error)}). Give those of the "
+            "same architecture and arguments."
+        ) from None
+    encoder.mean, encoder.std = given.mean, given.std
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -259,6 +262,24 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
         ("config.json", json.dumps(config, indent=2).encode()),
     ):
         write_atomically(folder / name, data)
+
+
+def encoder_in(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the encoder in a folder of ours or of timm's form.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    try:
+        config = read_json(folder / "config.json")
+        if "erg" in config:
+            return str(config["erg"]["name"]), dict(config["erg"]["arguments"])
+        return str(config["architecture"]), backbones.model_arguments(folder)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder} holds no encoder ({type(error).__name__}: {error}). Give the encoder/ "
+            "folder of a run, or one in timm's form."
+        ) from None
 
 
 def load_encoder(folder: Path) -> Encoder:

@@ -102,7 +102,7 @@ class Method(nn.Module, ABC):
         """F(x, y) of each item: low where x and y belong together.
 
         The types of x and y are those of the plan's pairs: two views; a view and itself; a view
-        and its quarter turns [b]; or None and a view.
+        and its quarter turns [b] or order [b p]; all views twice; or None and a view.
         """
 
     def encode(self, data: Tensor) -> Float[Tensor, "b d"]:

@@ -1,31 +1,17 @@
-"""Colourisation: Lab from the primaries of sRGB, targets, weights and errors by loops."""
+"""Colourisation: weights and errors by loops, and what the encoder sees."""
 
 import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from erg.encoders import build_encoder
-from erg.methods.colourisation import Colourisation, lab
+from erg.methods.colourisation import Colourisation
+from erg.parts.colours import lab
 from erg.views.plan import LIGHT
 from erg.views.types import View, Views
-
-
-def by_hand(rgb: list[float]) -> list[float]:
-    """Lab of one colour, with the matrix that the primaries and white D65 imply."""
-    primaries = np.array([[0.64, 0.33], [0.30, 0.60], [0.15, 0.06]])
-    columns = np.stack([[x / y, 1.0, (1 - x - y) / y] for x, y in primaries], axis=1)
-    white = np.array([0.3127 / 0.3290, 1.0, (1 - 0.3127 - 0.3290) / 0.3290])
-    matrix = columns * np.linalg.solve(columns, white)
-    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb]
-    f = []
-    for value in matrix @ linear / white:
-        cube = value > (6 / 29) ** 3
-        f.append(value ** (1 / 3) if cube else value * (29 / 6) ** 2 / 3 + 4 / 29)
-    return [116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])]
 
 
 def a_method(**arguments: Any) -> Colourisation:
@@ -45,70 +31,16 @@ def batch(y: View) -> Views:
     return Views((y,), torch.arange(len(y)), pairing="itself")
 
 
-def test_lab_is_that_of_the_primaries() -> None:
-    rgb = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)).double()
-    rgb[0], rgb[1], rgb[2], rgb[3:5] = 0.0, 1.0, 0.002, torch.eye(3)[:2]
-    found = lab(rgb[:, :, None, None])[:, :, 0, 0]
-    wanted = torch.tensor([by_hand(row) for row in rgb.tolist()])
-    assert float((found - wanted).abs().max()) < 0.05  # the standard's matrix has four decimals
-    assert torch.allclose(found[1], torch.tensor([100.0, 0, 0]).double(), atol=1e-9)
-    grey = lab(torch.full((1, 3, 1, 1), 0.3))[0, 1:]
-    assert float(grey.abs().max()) < 1e-4
-
-
-def test_lab_has_finite_gradients_everywhere() -> None:
-    rgb = torch.zeros(1, 3, 2, 2).requires_grad_()
-    lab(rgb).sum().backward()
-    assert rgb.grad is not None
-    assert torch.isfinite(rgb.grad).all()
-
-
-@pytest.mark.parametrize("step", [10.0, 20.0])
-def test_bins_are_those_that_srgb_reaches(step: float) -> None:
-    bins = {(int(a), int(b)) for a, b in a_method(step=step).bins.tolist()}
-    levels = [k / 16 for k in range(17)]  # half as fine as the method's: a subset
-    reached = set()
-    for r in levels:
-        for g in levels:
-            for b in levels:
-                _, first, second = by_hand([r, g, b])
-                near = [v / step - math.floor(v / step) for v in (first, second)]
-                if all(abs(v - 0.5) > 0.01 for v in near):
-                    reached.add((int(step * round(first / step)), int(step * round(second / step))))
-    assert reached <= bins
-    assert len(bins) < 1.35 * len(reached)
-    assert (0, 0) in bins
-
-
-def test_targets_share_each_colour_among_the_five_nearest_bins() -> None:
-    method, y = a_method(), pictures()
-    found = method.target(y.data)
-    colours = lab(y.unit())[:, 1:]
-    bins = method.bins.tolist()
-    n = 0
-    for image in colours:
-        for i in range(4):
-            for j in range(4):
-                cell = image[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].flatten(1).mean(1).tolist()
-                squared = [(cell[0] - a) ** 2 + (cell[1] - b) ** 2 for a, b in bins]
-                near = sorted(range(len(bins)), key=lambda q: squared[q])[:5]
-                shares = {q: math.exp(-squared[q] / (2 * 10**2)) for q in near}
-                wanted = [shares.get(q, 0.0) / sum(shares.values()) for q in range(len(bins))]
-                assert found[n].tolist() == pytest.approx(wanted, abs=1e-9)
-                n += 1
-    assert n == len(found)
-
-
 def test_energy_weighs_rare_colours_more() -> None:
     method, x, y = a_method(mixing=0.3), pictures(), pictures(seed=1)
-    q = len(method.bins)
+    q = len(method.head.bins)
     p = torch.rand(q, generator=torch.Generator().manual_seed(2)).double()
-    method.frequencies.copy_(p / p.sum())
-    p = method.frequencies.tolist()
+    method.head.frequencies.copy_(p / p.sum())
+    p = method.head.frequencies.tolist()
     raw = [1 / (0.7 * v + 0.3 / q) for v in p]
     mean = sum(v * w for v, w in zip(p, raw, strict=True))
-    scores = method.decoder(method.encode(x.data))
-    target = method.target(y.data).reshape(3, 4, 4, q)
+    scores = method.head.decoder(method.encode(x.data))
+    target = method.head.target(y.data).reshape(3, 4, 4, q)
     wanted = []
     for b in range(3):
         errors = []
@@ -134,14 +66,14 @@ def test_the_encoder_sees_no_colour() -> None:
 
 def test_frequencies_follow_the_colours_of_training_only() -> None:
     method, y = a_method(momentum=0.9), pictures()
-    before = method.frequencies.clone()
+    before = method.head.frequencies.clone()
     method.loss(batch(y), 0.0)
-    assert torch.equal(method.frequencies, before)
+    assert torch.equal(method.head.frequencies, before)
     method.train().loss(batch(y), 0.0)
-    seen = method.target(y.data).mean(0)
-    assert torch.allclose(method.frequencies, 0.9 * before + 0.1 * seen)
-    assert method.frequencies.sum().item() == pytest.approx(1)
-    assert float((method.frequencies * method.rarity()).sum()) == pytest.approx(1)
+    seen = method.head.target(y.data).mean(0)
+    assert torch.allclose(method.head.frequencies, 0.9 * before + 0.1 * seen)
+    assert method.head.frequencies.sum().item() == pytest.approx(1)
+    assert float((method.head.frequencies * method.head.rarity()).sum()) == pytest.approx(1)
 
 
 def test_plan_and_what_does_not_fit() -> None:

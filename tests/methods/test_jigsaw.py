@@ -1,6 +1,5 @@
-"""Jigsaw: loops over tiles, the orders by their definition, and that it learns."""
+"""Jigsaw: loops over tiles and orders, and that it learns."""
 
-import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erg.encoders import build_encoder
-from erg.methods.jigsaw import Jigsaw, far_orders
+from erg.methods.jigsaw import Jigsaw
+from erg.parts.tiles import far_orders
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, Plan, Tiles
 from erg.views.render import make_views
@@ -50,45 +50,6 @@ def order_of(view: View) -> Tensor:
     return view.made.order
 
 
-def distance(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    return sum(i != j for i, j in zip(a, b, strict=True))
-
-
-@pytest.mark.parametrize(("n", "k"), [(2, 2), (4, 1), (4, 9), (4, 24), (5, 30), (6, 15)])
-def test_orders_are_chosen_by_the_greedy_definition(n: int, k: int) -> None:
-    chosen = [tuple(range(n))]
-    while len(chosen) < k:
-        best = None
-        for order in itertools.permutations(range(n)):
-            if order in chosen:
-                continue
-            apart = [distance(order, other) for other in chosen]
-            if best is None or (min(apart), sum(apart)) > best[0]:
-                best = (min(apart), sum(apart)), order
-        assert best is not None
-        chosen.append(best[1])
-    assert list(map(tuple, far_orders(n, k).tolist())) == chosen
-
-
-def test_a_hundred_orders_of_nine_tiles_are_far_apart() -> None:
-    orders = far_orders(9, 100).numpy()
-    assert orders.shape == (100, 9)
-    assert (np.sort(orders, axis=1) == np.arange(9)).all()
-    apart = (orders[:, None] != orders[None]).sum(axis=2)[~np.eye(100, dtype=bool)]
-    random = np.random.default_rng(0).permuted(np.tile(np.arange(9), (100, 1)), axis=1)
-    by_chance = (random[:, None] != random[None]).sum(axis=2)[~np.eye(100, dtype=bool)]
-    assert apart.min() >= 6 > by_chance.min()
-    assert apart.mean() > by_chance.mean()
-    # The first nine differ from each other everywhere: more cannot.
-    assert (orders[:9, None] != orders[None, :9]).sum(axis=2)[~np.eye(9, dtype=bool)].min() == 9
-
-
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (10, 5), (3, 7), (3, 0)])
-def test_orders_that_are_not_there_are_refused(n: int, k: int) -> None:
-    with pytest.raises(ValueError, match=f"no {k} orders of {n} things"):
-        far_orders(n, k)
-
-
 def by_hand(method: Jigsaw, view: View) -> list[list[float]]:
     """Scores of every order, tile by tile."""
     found = []
@@ -98,8 +59,9 @@ def by_hand(method: Jigsaw, view: View) -> list[list[float]]:
         for k in range(4):
             tile = image[:, k * n : (k + 1) * n]
             scaled = (tile - tile.mean()) / (tile.var(correction=0) + 1e-5).sqrt()
-            z += method.each(method.encoder(scaled[None]))[0].tolist()
-        weight, bias = method.classifier.weight.tolist(), method.classifier.bias.tolist()
+            z += method.head.each(method.encoder(scaled[None]))[0].tolist()
+        last = method.head.classifier
+        weight, bias = last.weight.tolist(), last.bias.tolist()
         found.append(
             [b + sum(w * v for w, v in zip(row, z, strict=True))
              for row, b in zip(weight, bias, strict=True)]
@@ -131,7 +93,7 @@ def test_pull_and_push_are_cross_entropy() -> None:
     (x,) = whole.main
     logits = method.logits(x)
     assert logits.shape == (5, 24)
-    known = method.orders.tolist()
+    known = method.head.orders.tolist()
     labels = torch.tensor([known.index(order) for order in order_of(x).tolist()])
     loss = method.loss(whole, 0.0)
     assert (loss.pull.keys(), loss.push.keys()) == ({"order"}, {"other orders"})
@@ -145,7 +107,8 @@ def test_energies_of_the_orders_are_minus_log_probabilities_and_others_impossibl
     (x,) = views(method).main
     every = far_orders(4, 24)
     energies = torch.stack([method.energy(x, order.expand(5, 4)) for order in every])
-    possible = [tuple(order) in set(map(tuple, method.orders.tolist())) for order in every.tolist()]
+    known = set(map(tuple, method.head.orders.tolist()))
+    possible = [tuple(order) in known for order in every.tolist()]
     assert sum(possible) == 6
     assert torch.isinf(energies[~torch.tensor(possible)]).all()
     found = (-energies[possible]).exp().sum(dim=0)
@@ -154,8 +117,8 @@ def test_energies_of_the_orders_are_minus_log_probabilities_and_others_impossibl
 
 def test_guessing_costs_log_k() -> None:
     method = a_method(orders=7)
-    torch.nn.init.zeros_(method.classifier.weight)
-    torch.nn.init.zeros_(method.classifier.bias)
+    torch.nn.init.zeros_(method.head.classifier.weight)
+    torch.nn.init.zeros_(method.head.classifier.bias)
     assert method.loss(views(method), 0.0).total.item() == pytest.approx(math.log(7))
 
 
@@ -172,7 +135,7 @@ def test_plan_closes_the_shortcuts_and_knows_the_orders() -> None:
     assert (plan.pairs, view.grey, view.crop) == ("order", 0.3, (0.3, 1.0))
     assert view.tiles is not None
     assert view.tiles.pixels(225) == (75, 64, 10)  # Noroozi & Favaro 2016: 64 of 75 pixels
-    assert view.tiles.orders == tuple(map(tuple, method.orders.tolist()))
+    assert view.tiles.orders == tuple(map(tuple, method.head.orders.tolist()))
     (other,) = a_method(gap=0.2, jitter=0.1, drop=0.5, grey=0.0, crop=0.6, orders=2).plan().main
     orders = ((0, 1, 2, 3), (1, 0, 3, 2))
     assert other.tiles == Tiles(grid=(2, 2), gap=0.2, jitter=0.1, drop=0.5, orders=orders)
@@ -180,13 +143,13 @@ def test_plan_closes_the_shortcuts_and_knows_the_orders() -> None:
 
 
 def test_small_images_are_cut_in_four() -> None:
-    assert a_method().orders.shape == (24, 4)
+    assert a_method().head.orders.shape == (24, 4)
     larger = Jigsaw(build_encoder("conv", 64, width=8, stages=2), orders=3)
-    assert larger.orders.shape == (3, 9)
+    assert larger.head.orders.shape == (3, 9)
 
 
 def test_orders_are_part_of_the_state() -> None:
-    assert torch.equal(a_method(orders=5).state_dict()["orders"], far_orders(4, 5))
+    assert torch.equal(a_method(orders=5).state_dict()["head.orders"], far_orders(4, 5))
 
 
 def test_needs_one_view_of_tiles() -> None:
@@ -209,4 +172,5 @@ def test_it_learns_the_order_of_tiles() -> None:
     (x,) = whole.main
     with torch.no_grad():
         best = method.eval().logits(x).argmax(dim=1)
-    assert (method.orders[best] == order_of(x)).all(dim=1).float().mean() > 0.7  # chance: 0.083
+    right = (method.head.orders[best] == order_of(x)).all(dim=1)
+    assert right.float().mean() > 0.7  # chance: 0.083

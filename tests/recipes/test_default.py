@@ -1,8 +1,11 @@
 """The default recipe: sensible for every size of data, and said is said."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from erg.encoders import build_encoder, load_encoder, save_encoder
 from erg.recipes.default import ON_A_CPU, Seen, default
 
 
@@ -85,6 +88,23 @@ def test_arguments_of_an_encoder_that_is_chosen_here_come_over_the_choice() -> N
     assert run.encoder_args == {"width": 8, "stages": 4}
 
 
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_a_folder_to_start_from_says_which_encoder_it_holds(
+    accelerator: bool, tmp_path: Path
+) -> None:
+    """With its arguments, since plans and copies of a run are built without `init`."""
+    save_encoder(build_encoder("conv", 32, width=8, stages=2), tmp_path)
+    for method in ("Jigsaw", "KMeans"):
+        run, why = default(Seen(500, 32, accelerator), method=method, init=str(tmp_path))
+        assert run.encoder == "conv"
+        assert run.encoder_args.items() >= {"width": 8, "stages": 2}.items()
+        assert any("encoder conv: that is what" in line for line in why)
+        weights = run.build().encoder.state_dict()
+        assert all(
+            torch.equal(weights[k], v) for k, v in load_encoder(tmp_path).state_dict().items()
+        )
+
+
 def test_an_autoencoder_takes_many_small_steps_on_a_cpu() -> None:
     run, why = default(Seen(9000, 128, False), method="Autoencoder")
     assert (run.batch, run.optimiser.lr) == (64, 2e-3)
@@ -99,6 +119,16 @@ def test_what_a_method_wants_on_a_cpu_comes_under_what_is_said() -> None:
     assert any("SwAV for a CPU" in line for line in why)
     run, why = default(Seen(9000, 128, True), method="SwAV")
     assert (run.method_args, run.batch) == ({}, 512)
+
+
+def test_what_was_measured_on_small_images_is_for_small_images() -> None:
+    run, why = default(Seen(9000, 32, False))
+    assert (run.method, run.batch, run.method_args) == ("SimCLR", 128, {"temperature": 0.1})
+    assert any("SimCLR for a CPU" in line for line in why)
+    for seen in (Seen(9000, 64, False), Seen(9000, 32, True)):
+        run, _ = default(seen)
+        assert (run.method, run.method_args) == ("SimCLR", {})
+        assert run.batch >= 256
 
 
 @pytest.mark.parametrize("method", ON_A_CPU)

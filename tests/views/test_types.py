@@ -302,6 +302,41 @@ def test_orders_and_another_order_of_the_batch() -> None:
     assert torch.equal(only, order[::5])
 
 
+def test_several_tasks_and_a_wrong_answer_to_each() -> None:
+    """y of the next image, its turn and its order another than those of this one."""
+    order = torch.stack([torch.randperm(3, generator=torch.Generator().manual_seed(i % 4))
+                         for i in range(9)])  # fmt: skip
+    turned, tiled = a_view(9), a_view(9, seed=1)
+    assert turned.made is not None
+    assert tiled.made is not None
+    turned = dataclasses.replace(turned, made=dataclasses.replace(turned.made, order=None))
+    tiled = dataclasses.replace(tiled, made=dataclasses.replace(tiled.made, order=order))
+    whole = Views((turned, tiled), torch.arange(9), pairing="tasks")
+    ((x, y),) = whole.pairs()
+    assert x is y is whole
+    ((x, y),) = whole.mismatched()
+    assert x is whole
+    assert isinstance(y, Views)
+    assert (y.pairing, len(y.main)) == ("tasks", 2)
+    for view, other in zip(whole.main, y.main, strict=True):
+        assert view.made is not None
+        assert other.made is not None
+        assert torch.equal(other.data, view.data.roll(1, dims=0))
+        assert torch.equal(other.made.box, view.made.box.roll(1, dims=0))
+        apart = (other.made.turns - view.made.turns) % 4
+        assert set(apart.tolist()) == {1, 2, 3}
+    assert y.main[0].made is not None
+    assert y.main[1].made is not None
+    assert y.main[0].made.order is None
+    assert y.main[1].made.order is not None
+    assert (y.main[1].made.order != order).any(dim=1).all()
+    assert set(map(tuple, y.main[1].made.order.tolist())) <= set(map(tuple, order.tolist()))
+    bare = Views((View(torch.arange(3.0)[:, None]),), torch.arange(3), pairing="tasks")
+    ((_, y),) = bare.mismatched()
+    assert isinstance(y, Views)
+    assert y.main[0].data.flatten().tolist() == [2, 0, 1]
+
+
 def test_a_view_without_tiles_says_so() -> None:
     with pytest.raises(ValueError, match="has no tiles"):
         View(torch.zeros(2, 3, 4, 4)).tiles()

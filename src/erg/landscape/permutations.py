@@ -12,7 +12,7 @@ from erg.evaluate.linear import linear_accuracy
 from erg.landscape.draw import Canvas, Figure
 from erg.landscape.learn import learn, method
 from erg.landscape.pictures import Digits, digits
-from erg.methods.jigsaw import far_orders
+from erg.parts.tiles import far_orders
 from erg.train.fit import InMemory
 from erg.train.run import Optimiser
 

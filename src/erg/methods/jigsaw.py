@@ -1,17 +1,14 @@
 """Jigsaw puzzles (Noroozi & Favaro 2016)."""
 
-import math
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch import Tensor
 
-from erg import distributed, energy
+from erg import distributed
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.norm import BatchNorm
+from erg.parts.tiles import OrderHead, embed_tiles
 from erg.views.plan import LIGHT, Plan, Tiles
 from erg.views.types import View, Views
 
@@ -41,7 +38,6 @@ class Jigsaw(Method):
     """
 
     cell = Cell("joint-embedding", "contrastive", by="softmax over the orders")
-    orders: Tensor
 
     def __init__(
         self,
@@ -58,33 +54,22 @@ class Jigsaw(Method):
     ) -> None:
         super().__init__(encoder)
         grid = grid or (3 if encoder.image_size >= 64 else 2)
-        chosen = far_orders(grid**2, min(orders, math.factorial(grid**2)))
-        self.register_buffer("orders", chosen)  # [k n]
+        self.head = OrderHead(encoder.dim, grid, orders=orders, width=width)
         self.tiles = Tiles(
-            grid=(grid, grid), gap=gap, jitter=jitter, drop=drop,
-            orders=tuple(map(tuple, chosen.tolist())),
-        )  # fmt: skip
+            grid=(grid, grid), gap=gap, jitter=jitter, drop=drop, orders=self.head.known()
+        )
         self.grey, self.crop = grey, crop
-        self.each = nn.Sequential(nn.Linear(encoder.dim, width), BatchNorm(width), nn.ReLU())
-        self.classifier = nn.Linear(grid**2 * width, len(chosen))
 
     def plan(self) -> Plan:
         view = replace(LIGHT, crop=(self.crop, 1.0), grey=self.grey, tiles=self.tiles)
         return Plan(main=(view,), pairs="order")
 
     def logits(self, view: View) -> Float[Tensor, "b k"]:
-        tiles = view.tiles()
-        z = self.each(self.encoder(layer_norm(tiles, tiles.shape[1:])))  # [bn width]
-        return energy.at_least_float32(self.classifier(z.reshape(len(view), -1)))
-
-    def of_order(self, logits: Float[Tensor, "b k"], y: Int[Tensor, "b n"]) -> Float[Tensor, " b"]:
-        """The logit of an order; that of one which is not among the k is -inf."""
-        same = (y[:, None] == self.orders).all(dim=2)  # [b k]
-        return logits.masked_fill(~same, float("-inf")).amax(dim=1)
+        return self.head(embed_tiles(self.encoder, view))
 
     def energy(self, x: View, y: Int[Tensor, "b n"]) -> Float[Tensor, " b"]:
         logits = self.logits(x)
-        return logits.logsumexp(dim=1) - self.of_order(logits, y)
+        return logits.logsumexp(dim=1) - self.head.of_order(logits, y)
 
     def loss(self, views: Views, progress: float) -> Loss:
         (x,) = views.need(1)
@@ -92,36 +77,6 @@ class Jigsaw(Method):
             raise ValueError("Jigsaw needs a view cut into tiles. Use its plan.")
         logits = self.logits(x)
         return Loss(
-            pull={"order": -distributed.mean(self.of_order(logits, x.made.order))},
+            pull={"order": -distributed.mean(self.head.of_order(logits, x.made.order))},
             push={"other orders": distributed.mean(logits.logsumexp(dim=1))},
         )
-
-
-def far_orders(n: int, k: int) -> Int[Tensor, "k n"]:
-    """k orders of n things that differ in many places, chosen greedily, 0 1 ... n - 1 first.
-
-    The next one is that whose Hamming distance to its nearest among those chosen is largest; of
-    several, that of the largest mean distance; of several, the first in lexicographic order.
-
-    Raises:
-        ValueError: fewer than two things, more than nine (10! orders are too many to look at), or
-            more orders than there are.
-    """
-    if not (2 <= n <= 9 and 1 <= k <= math.factorial(n)):
-        raise ValueError(
-            f"there are no {k} orders of {n} things to choose. Take 2 to 9 things, a grid of 3 at "
-            "most, and 1 to n! orders."
-        )
-    every = torch.zeros(0, 1, dtype=torch.int8)  # an order per column
-    for m in range(1, n + 1):  # in lexicographic order: the first thing, then those left over
-        first = torch.arange(m, dtype=torch.int8).repeat_interleave(every.shape[1])
-        rest = every.repeat(1, m)
-        every = torch.cat([first[None], rest + (rest >= first)])
-    most = torch.zeros(every.shape[1], dtype=torch.int32)  # places in common with the nearest
-    total = torch.zeros_like(most)  # and with all of them
-    chosen = [0]
-    while len(chosen) < k:
-        same = (every == every[:, chosen[-1], None]).sum(dim=0, dtype=torch.int32)
-        most, total = torch.maximum(most, same), total + same
-        chosen.append(int((most * (n * k + 1) + total).argmin()))
-    return every[:, chosen].T.long().contiguous()

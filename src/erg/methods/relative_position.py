@@ -2,20 +2,16 @@
 
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
-from erg import distributed, energy
+from erg import distributed
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
+from erg.parts.tiles import embed_tiles, of_places, place_scores
 from erg.views.plan import LIGHT, Plan, Tiles
 from erg.views.types import View, Views
-
-CENTRE = 4
-"""The middle cell of a 3 x 3 grid, row-major."""
 
 
 class RelativePosition(Method):
@@ -59,19 +55,10 @@ class RelativePosition(Method):
 
     def logits(self, view: View, order: Int[Tensor, "b 9"]) -> Float[Tensor, "b 8 8"]:
         """Of every place around the centre, scores of being each of them."""
-        tiles = view.tiles()
-        z = self.encoder(layer_norm(tiles, tiles.shape[1:]))  # [9b d]
-        z = z.reshape(len(view), 9, -1)
-        tile_of = order.argsort(dim=1)  # of each cell
-        z = z.gather(1, tile_of[:, :, None].expand_as(z))
-        around = torch.cat([z[:, :CENTRE], z[:, CENTRE + 1 :]], dim=1)  # [b 8 d]
-        pairs = torch.cat([z[:, CENTRE, None].expand_as(around), around], dim=2)  # [b 8 2d]
-        return energy.at_least_float32(self.head(pairs.flatten(0, 1))).unflatten(0, (-1, 8))
+        return place_scores(self.head, embed_tiles(self.encoder, view), order)
 
     def energy(self, x: View, y: Int[Tensor, "b 9"]) -> Float[Tensor, " b"]:
-        logits = self.logits(x, y)
-        places = torch.arange(8, device=logits.device).repeat(len(x))
-        return energy.of_class(logits.flatten(0, 1), places).reshape(-1, 8).mean(dim=1)
+        return of_places(self.logits(x, y))
 
     def loss(self, views: Views, progress: float) -> Loss:
         (x,) = views.need(1)

@@ -1,9 +1,11 @@
 """What to do with a set of images nobody has said anything about, and why."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from erg import catalog
+from erg.encoders import encoder_in
 from erg.method import Method
 from erg.schedule import Cosine
 from erg.train.run import Optimiser, Run
@@ -18,12 +20,14 @@ class Small:
         arguments: of the method.
         batch: images per step; 0 for that of other methods.
         lr: peak learning rate; 0 for that of other methods.
+        below: only for images whose shorter side is less [pixels]; 0 for all.
     """
 
     why: str
     arguments: dict[str, Any]
     batch: int = 0
     lr: float = 0.0
+    below: int = 0
 
 
 OF_PATCHES = ("MAE", "SimMIM")
@@ -50,6 +54,12 @@ ON_A_CPU = {
         "more noise and a lower rate than is best for its energy, for the sake of its features.",
         {"noise": 0.25},
         lr=7e-4,
+    ),
+    "SimCLR": Small(
+        "batch 128 and temperature 0.1 learned most in minutes, see benchmarks/small_images.",
+        {"temperature": 0.1},
+        batch=128,
+        below=64,
     ),
     "SwAV": Small(
         "64 prototypes and two crops, so that a batch of 64 fills them: more steps a minute.",
@@ -130,6 +140,8 @@ def default(
         why.append(reason)
     kind = catalog.find(method)
     small = None if seen.accelerator else ON_A_CPU.get(method)
+    if small is not None and 0 < small.below <= seen.side:
+        small = None
     if small is not None:
         method_args = {**small.arguments, **(method_args or {})}
         why.append(f"{method} for a CPU: {small.why}")
@@ -185,6 +197,9 @@ def _encoder(
             f"{method} needs sequences of tokens, and the data are none. Give a .txt, or an array "
             "of integers [rows n]."
         )
+    if init is not None and Path(init).is_dir() and method not in OF_PATCHES + OF_MANY_PATCHES:
+        name, args = encoder_in(Path(init))
+        return name, args, f"encoder {name}: that is what {init} holds."
     if seen.vectors:
         name = "mlp" if trains else "identity"
         return name, {}, f"encoder {name}: the items are vectors."

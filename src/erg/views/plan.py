@@ -237,7 +237,8 @@ class Plan:
         local: small views of a multi-crop plan, sorted by size.
         pairs: what the x and y of F(x, y) are: `views` (two main views), `itself` (visible and
             hidden patches of a view), `turn` (a view and its quarter turn), `order` (tiles and
-            their order), `alone` (no x).
+            their order), `tasks` (all main views, each asked about by another task, and what the
+            answers are read from: the same views), `alone` (no x).
         kind: image; array (vectors, as they are); tokens.
     """
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-Pairs = Literal["views", "itself", "turn", "order", "alone"]
+Pairs = Literal["views", "itself", "turn", "order", "tasks", "alone"]
 
 Output = Literal["float32", "bfloat16", "uint8"]
 """The numbers of a new view: normalised, in four or two bytes; or in [0, 255], in one."""
@@ -283,17 +283,20 @@ class Views:
             index=self.index[index],
         )
 
-    def pairs(self) -> Iterator[tuple[View | None, View | Tensor]]:
+    def pairs(self) -> "Iterator[tuple[View | Views | None, View | Views | Tensor]]":
         """Walk the (x, y) that belong together.
 
         views: every two main views of an image; itself: the visible and the hidden patches of one
-        view; turn: an image and its quarter turn; order: tiles and their order; alone: x is None,
-        y the first view, of which further ones are corruptions.
+        view; turn: an image and its quarter turn; order: tiles and their order; tasks: x and y are
+        all these views, each of which another task asks about; alone: x is None, y the first view,
+        of which further ones are corruptions.
         """
         if self.pairing == "views":
             for i, x in enumerate(self.main):
                 for y in self.main[i + 1 :]:
                     yield x, y
+        elif self.pairing == "tasks":
+            yield self, self
         elif self.pairing == "alone":
             yield None, self.main[0]
         else:
@@ -308,28 +311,44 @@ class Views:
                     assert view.made.order is not None
                     yield view, view.made.order
 
-    def mismatched(self) -> Iterator[tuple[View | None, View | Tensor]]:
+    def mismatched(self) -> "Iterator[tuple[View | Views | None, View | Views | Tensor]]":
         """Walk (x, y) that do not belong together, the contrast set of every diagnostic.
 
         views and itself: y of the next image of the batch, with its How and Mask; turn: another
-        turn; order: another of the orders in this batch; alone: data off the manifold, the image
-        with its pixels independent (each channel uniform in the range it has in the batch) and the
-        image with its patches shuffled.
+        turn; order: another of the orders in this batch; tasks: all of these in every view; alone:
+        data off the manifold, the image with its pixels independent (each channel uniform in the
+        range it has in the batch) and the image with its patches shuffled.
         """
         for x, y in self.pairs():
             if isinstance(y, Tensor):
-                answers, right = self.answers(y)
-                further = 1 + self.index % max(len(answers) - 1, 1)
-                yield x, answers[(right + further) % len(answers)]
+                yield x, self._another(y)
+            elif isinstance(y, Views):
+                yield x, replace(y, main=tuple(self._answered_wrongly(view) for view in y.main))
             elif x is None:
                 yield None, y.with_data(_independent(y.data, self.step))
                 yield None, y.with_data(_shuffled(y.data, self.step))
             else:
                 yield x, y.roll(1)
 
+    def _another(self, y: Int[Tensor, "b *p"]) -> Int[Tensor, "b *p"]:
+        """Of each item another answer than y, which one by its row in the manifest."""
+        answers, right = self.answers(y)
+        further = 1 + self.index % max(len(answers) - 1, 1)
+        return answers[(right + further) % len(answers)]
+
+    def _answered_wrongly(self, view: View) -> View:
+        """The view of the next image, said to have another turn and order than that of this one."""
+        other, made = view.roll(1), view.made
+        if made is None or other.made is None:
+            return other
+        order = None if made.order is None else self._another(made.order)
+        return replace(
+            other, made=replace(other.made, turns=self._another(made.turns), order=order)
+        )
+
     def answers(self, y: Int[Tensor, "b *p"]) -> tuple[Int[Tensor, "k *p"], Int[Tensor, " b"]]:
-        """All that y is chosen from, turns or the orders in this batch; and which of them it is."""
-        if self.pairing == "turn":
+        """All that y is chosen from, turns [b] or the orders in this batch; and which it is."""
+        if y.ndim == 1:
             return torch.arange(4, device=y.device), y
         answers, right = y.cpu().unique(dim=0, return_inverse=True)  # there MPS has it too
         return answers.to(y.device), right.to(y.device)
