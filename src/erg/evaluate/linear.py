@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """C, the inverse of the regularisation, from strong to weak."""
@@ -201,7 +202,10 @@ def _fit(
     options = {"maxcor": 10, "maxiter": 1000, "ftol": 1e-8, "gtol": 1e-6}
     if not precise:
         options |= {"maxiter": 100, "ftol": 1e-6, "gtol": 1e-4}
-    return minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x
+    # The threads of SciPy's BLAS, which spin for a while after its small products, would take the
+    # cores from torch's: five times as slow on two of them.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return minimize(objective, flat, jac=True, method="L-BFGS-B", options=options).x
 
 
 def _split(
