@@ -17,8 +17,8 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 
 ORDER = (
-    "views", "training_step", "time_to_accuracy", "ntxent", "embedding", "beside_lightly",
-    "methods",
+    "views", "training_step", "time_to_accuracy", "small_images", "ntxent", "embedding",
+    "beside_lightly", "methods", "layers",
 )  # fmt: skip
 
 

@@ -3,9 +3,10 @@
     python benchmarks/small_images/run.py DATA [--minutes 5] [--trials NAME ...] [--at-once 2]
 
 Every trial is SimCLR on CIFAR-10 for some minutes of wall clock: batch 512, temperature 0.2 and
-otherwise the default choices, but for what the trial's name says. Measured: k-NN (k = 200, T = 0.1) on the test set, the protocol of the
-claim. Each is a process of its own; several at once share the cores evenly, so that trials with
-as many cores compare. Trials that are in results.json already are not repeated.
+otherwise the default choices, but for what the trial's name says. Measured: k-NN (k = 200, T = 0.1)
+on the test set, the protocol of the claim. Each is a process of its own; several at once share the
+cores evenly, so that trials with as many cores compare. Trials that are in results.json already are
+not repeated.
 """
 
 import argparse
@@ -143,6 +144,23 @@ def run() -> None:
         wanted = [(name, seed) for seed in options.seeds for name in options.trials]
         list(pool.map(trial, *zip(*wanted, strict=True)))
     table(done)
+
+
+LONG = "; 60 minutes on 2 cores; seed "
+
+
+def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What is claimed, the bar, and what the best recipe reached (lowest to highest seed)."""
+    reached: dict[str, list[float]] = {}
+    for key, value in done.items():
+        name, found, _ = key.partition(LONG)
+        if found:
+            reached.setdefault(name, []).append(100 * value["knn200"])
+    if not reached:
+        return []
+    name, best = max(reached.items(), key=lambda item: statistics.median(item[1]))
+    spread = f"{statistics.median(best):.1f} ({min(best):.1f} to {max(best):.1f})"
+    return [(f"200-NN on CIFAR-10 after 60 minutes: {name}", ">= 64 %", spread)]
 
 
 def table(done: dict[str, Any]) -> None:
