@@ -16,42 +16,13 @@ from erg.data.cache import (
     default_budget,
     free_memory,
     open_images,
-    open_masks,
     open_vectors,
 )
 from erg.data.manifest import Manifest, build_manifest
-from erg.data.source import DataError, Files, Source, masks_of, open_source
+from erg.data.source import DataError, Source, open_source
+from tests.data.conftest import Counting
 
 RNG = np.random.default_rng(0)
-
-
-class Counting(Files):
-    """Counts how often each item is read."""
-
-    def __init__(self, root: Path) -> None:
-        names = sorted(path.name for path in root.iterdir())
-        files = [str(root / name) for name in names]
-        super().__init__(files, names, labelled=False, spec=str(root), text=f"{len(names)} files")
-        self.reads = [0] * len(names)
-
-    def item(self, i: int) -> Any:
-        self.reads[i] += 1
-        return super().item(i)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Counting:
-    """Twelve images of different sizes (one of them turned), and two files that are none."""
-    root = tmp_path / "photos"
-    root.mkdir()
-    for i in range(12):
-        image = Image.fromarray(RNG.integers(0, 256, (20 + i, 50 - 2 * i, 3), dtype=np.uint8))
-        exif = Image.Exif()
-        exif[0x0112] = 6 if i == 4 else 1
-        image.save(root / f"{i:02d}.{'jpg' if i % 3 else 'png'}", exif=exif)
-    (root / "03a.png").write_text("no image")
-    (root / "99.png").write_bytes(b"")
-    return Counting(root)
 
 
 def check(source: Source, images: Cache | Stream, manifest: Manifest, short_side: Any) -> None:
@@ -324,75 +295,3 @@ def test_estimate_is_close(source: Counting) -> None:
     assert total == sum(source.read(i, 8).size for i in manifest.ok.tolist())
     readable = open_source([source.files[i] for i in manifest.ok])
     assert module._estimate(readable, 8) == pytest.approx(total)
-
-
-@pytest.fixture
-def masks(source: Counting, tmp_path: Path) -> Source:
-    """A mask of each of the twelve images, but: 1 missing, 2 no image, 5 of another size."""
-    root = tmp_path / "masks"
-    root.mkdir()
-    for i in range(12):
-        height, width = (50 - 2 * i, 20 + i) if i == 4 else (20 + i - (i == 5), 50 - 2 * i)
-        mask = Image.fromarray(RNG.integers(0, 256, (height, width), dtype=np.uint8))
-        if i != 1:
-            mask.save(root / f"{i:02d}.png")
-    (root / "02.png").write_text("no image")
-    return masks_of(source, str(root))
-
-
-@pytest.mark.parametrize("where", ["memory", "file", "stream"])
-def test_masks_are_pixels_of_the_same_sizes(
-    source: Counting, masks: Source, tmp_path: Path, where: str
-) -> None:
-    budget = 0 if where == "stream" else None
-    file = tmp_path / "pixels.masks" if where == "file" else None
-    manifest, images = open_images(source, short_side=9, budget=budget)
-    opened = open_masks(images, manifest, masks, short_side=9, budget=budget, file=file)
-    for _ in range(2):
-        rows = RNG.permutation(manifest.ok)
-        found, plain = opened.pixels(rows), images.pixels(rows)
-        assert found.masks is not None
-        for k, row in enumerate(rows.tolist()):
-            np.testing.assert_array_equal(found.image(k), plain.image(k))
-            name = source.path(row)[:2]
-            if name in ("01", "02", "05"):
-                assert found.masks.image(k).size == 0
-            else:
-                assert found.masks.image(k).shape == found.image(k).shape
-                np.testing.assert_array_equal(found.masks.image(k), masks.read(row, 9))
-        opened = open_masks(
-            images, manifest, masks, short_side=9, budget=budget, file=file, found=opened.found
-        )
-    assert opened.pixels(manifest.ok[1:3]).masks is None, "none of these has one"
-    assert opened.summary().splitlines()[0].startswith("9 of 12 images have masks, which keep ")
-    assert set(opened.summary().splitlines()[1:]) == {
-        "1 without a mask: It cannot be read (No such file or directory).",
-        "1 without a mask: It is of another size than its image.",
-        f"1 without a mask: {opened.found.table['reason'][2]}",
-    }
-    mean = np.mean([masks.read(i, 9).mean() / 255 for i in (0, 3, 5, 7, 8, 9, 10, 11, 12)])
-    assert f"which keep {mean:.0%} of them" in opened.summary()
-
-
-def test_masks_that_have_changed_stop_a_resumed_run(source: Counting, masks: Source) -> None:
-    manifest, images = open_images(source)
-    found = open_masks(images, manifest, masks).found
-    Image.new("L", (50, 20), 200).save(Path(str(masks.spec)) / "00.png")
-    with pytest.raises(DataError, match="was readable before and is not now"):
-        open_masks(images, manifest, masks, found=found)
-    Image.new("L", (48, 21), 200).save(Path(str(masks.spec)) / "01.png")
-    masks = masks_of(source, str(masks.spec))
-    assert "10 of 12 images have masks" in open_masks(images, manifest, masks).summary()
-
-
-@pytest.mark.parametrize(
-    ("size", "words"), [((7, 7), "of the size of its image"), ((50, 20), "255, not 1")]
-)
-def test_masks_of_which_none_can_serve_are_refused(
-    source: Counting, tmp_path: Path, size: tuple[int, int], words: str
-) -> None:
-    (tmp_path / "other").mkdir()
-    Image.fromarray(np.eye(*size[::-1], dtype=np.uint8)).save(tmp_path / "other" / "00.png")
-    manifest, images = open_images(source)
-    with pytest.raises(DataError, match=words):
-        open_masks(images, manifest, masks_of(source, str(tmp_path / "other")))

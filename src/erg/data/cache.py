@@ -1,5 +1,4 @@
-"""Decoded images side by side in one buffer (Cache), or decoded when asked for (Stream); and both
-with masks (Masked).
+"""Decoded images side by side in one buffer (Cache), or decoded when asked for (Stream).
 
 A cache file is the pixels of all readable images in the order of the manifest and nothing else.
 Its sidecar `<file>.json` says of what, with a checksum, so that a foreign, damaged or half-written
@@ -11,7 +10,6 @@ import glob
 import json
 import shutil
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,68 +133,6 @@ class Stream:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Masked:
-    """Images with their masks, where they have one of their size.
-
-    Args:
-        images: of all rows.
-        masks: of the same rows.
-        manifest: of the images.
-        found: the manifest of the masks.
-
-    Raises:
-        DataError: no mask is of the size of its image, or all are black.
-    """
-
-    def __init__(
-        self, images: Cache | Stream, masks: Cache | Stream, manifest: Manifest, found: Manifest
-    ) -> None:
-        self.images, self.masks, self.manifest, self.found = images, masks, manifest, found
-        self.sized = (manifest.sizes == found.sizes).all(axis=1)
-        self.usable = self.sized & (manifest.sizes > 0).all(axis=1)
-        rows = np.flatnonzero(self.usable)
-        if not len(rows):
-            raise DataError(
-                f"none of {len(found.ok):,} masks is of the size of its image. Give masks of the "
-                "same height and width [pixels]."
-            )
-        few = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(int)
-        some = masks.pixels(rows[few])
-        looked = [some.image(i) for i in range(len(few))]
-        if max(int(mask.max()) for mask in looked) <= 1:
-            raise DataError(
-                f"the masks are black: {len(looked)} looked at hold nothing brighter than 1 of "
-                "255. Write 255, not 1, where something stands out."
-            )
-        self.kept = float(np.mean([mask.mean() for mask in looked])) / 255
-        """Share of the images that their masks keep, of some looked at."""
-
-    def pixels(self, rows: np.ndarray) -> Pixels:
-        """The images of some rows, with masks; rows as in `Cache.pixels`."""
-        images, there = self.images.pixels(rows), self.usable[rows]
-        if isinstance(self.images, Stream) and self.images.lost:  # others stand in for those
-            there = there & ~np.isin(rows, list(self.images.lost))
-        if not there.any():
-            return images
-        some = self.masks.pixels(rows[there])
-        offset, height, width = every = np.zeros((3, len(rows)), dtype=np.int64)
-        every[:, there] = some.offset, some.height, some.width
-        return images._replace(masks=Pixels(some.flat, offset, height, width))
-
-    def summary(self) -> str:
-        """How many images have masks, and why the others have none; a few lines of text."""
-        readable = self.manifest.ok
-        reasons = self.found.table["reason"].to_numpy()[readable]
-        other = ~self.sized[readable] & (reasons == "")
-        reasons = np.where(other, "It is of another size than its image.", reasons)
-        lines = [
-            f"{int(self.usable.sum()):,} of {len(readable):,} images have masks, which keep "
-            f"{self.kept:.0%} of them"
-        ]
-        counts = Counter(reasons[reasons != ""].tolist()).most_common(10)
-        return "\n".join(lines + [f"{n:,} without a mask: {reason}" for reason, n in counts])
-
-
 def _read_again(source: Source, row: int, expected: str, short_side: int | None) -> np.ndarray:
     """Decode an item of a manifest, which must still be what the manifest says it is."""
 
@@ -273,40 +209,6 @@ def open_images(
         )
         cache = writer.finish(manifest, short_side)
     return manifest, stream(manifest) if cache is None else cache
-
-
-def open_masks(
-    images: Cache | Stream,
-    manifest: Manifest,
-    masks: Source,
-    *,
-    short_side: int | None = None,
-    file: Path | None = None,
-    budget: int | None = None,
-    found: Manifest | None = None,
-    progress: Progress | None = None,
-) -> Masked:
-    """Put masks beside images. They are looked at, kept and known again as images are; those that
-    are missing or damaged are skipped, however many.
-
-    Args:
-        images: from `open_images`.
-        manifest: of the images.
-        masks: of the same items (see `source.masks_of`).
-        short_side: of the images.
-        file: as in `open_images`, another one.
-        budget: as in `open_images`.
-        found: the manifest of the masks, from an earlier run.
-        progress: as in `open_images`.
-
-    Raises:
-        DataError: no mask can be used, or masks are not what their manifest says.
-    """
-    found, opened = open_images(
-        masks, short_side=short_side, file=file, budget=budget, max_skipped=1.0, manifest=found,
-        progress=progress,
-    )  # fmt: skip
-    return Masked(images, opened, manifest, found)
 
 
 def open_vectors(

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from erg import catalog, distributed
-from erg.data.cache import Cache, Masked, Stream, open_images, open_masks, open_vectors
+from erg.data.cache import Cache, Stream, open_images, open_vectors
 from erg.data.loader import Images
 from erg.data.manifest import Manifest, hold_out
+from erg.data.masked import Masked, open_masks
 from erg.data.source import Source, masks_of, open_source
 from erg.encoders import Encoder, save_encoder
 from erg.method import Method

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from erg import distributed
-from erg.data.cache import Masked, Stream
+from erg.data.cache import Stream
 from erg.data.loader import Images
+from erg.data.masked import Masked
 from erg.data.source import DataError
 from erg.method import Method
 from erg.train.checkpoint import Diverged, load_checkpoint, save_checkpoint, state_hash
