@@ -50,6 +50,9 @@ def test_responsibilities_are_the_softmin(beta: float) -> None:
         assert r == pytest.approx([w / sum(weights) for w in weights], abs=1e-14)
     cold = inference.responsibilities(energies, 1e6)
     assert cold.argmax(1).tolist() == energies.argmin(1).tolist()
+    limit = inference.responsibilities(energies, float("inf"))
+    for row, r in zip(energies, limit, strict=True):
+        assert r.tolist() == [float(z == int(row.argmin())) for z in range(len(row))]
     assert inference.responsibilities(energies.bfloat16(), 1.0).dtype == torch.float32
 
 

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from erg import distributed
 from erg.energy import at_least_float32, full_precision, to_prototypes
@@ -35,8 +36,14 @@ def nearest(y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]) -> Int[Te
 
 
 def responsibilities(energies: Float[Tensor, "*b k"], beta: float) -> Float[Tensor, "*b k"]:
-    """softmin_z: exp(-beta E_z) / sum_z' exp(-beta E_z')."""
-    return (-beta * at_least_float32(energies)).softmax(dim=-1)
+    """softmin_z: exp(-beta E_z) / sum_z' exp(-beta E_z').
+
+    beta = inf is the zero-temperature limit: all of it at argmin_z E_z, the first of several.
+    """
+    energies = at_least_float32(energies)
+    if beta == float("inf"):
+        return one_hot(energies.argmin(dim=-1), energies.shape[-1]).to(energies)
+    return (-beta * energies).softmax(dim=-1)
 
 
 @torch.no_grad()

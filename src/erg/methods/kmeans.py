@@ -105,13 +105,13 @@ class KMeans(Method):
         features = self.encoder(y.data)
         energies, beta = energy.to_prototypes(features, self.prototypes), self.beta_at(progress)
         if self.by == "winner" and self.training:
-            self.remember(features, shared(energies, beta))
+            self.remember(features, inference.responsibilities(energies, beta))
         found = distributed.mean(energy.free_energy(energies, beta))
         return Loss(pull={"quantisation": found})
 
     def encode(self, data: Tensor) -> Float[Tensor, "b d"]:
         """argmin_z E(y, z) as one-hot [b k]; soft responsibilities where beta is finite."""
-        return shared(self.energies(data), self.beta)
+        return inference.responsibilities(self.energies(data), self.beta)
 
     @torch.no_grad()
     def remember(self, features: Float[Tensor, "b d"], r: Float[Tensor, "b k"]) -> None:
@@ -148,7 +148,9 @@ class KMeans(Method):
         progress = float(self.progress) if self.warm else 0.0
         held, sums = torch.zeros_like(self.prototypes[:, 0]), torch.zeros_like(self.prototypes)
         for y in features.to(sums.dtype).split(BLOCK):
-            r = shared(energy.to_prototypes(y, self.prototypes), self.beta_at(progress))
+            r = inference.responsibilities(
+                energy.to_prototypes(y, self.prototypes), self.beta_at(progress)
+            )
             held, sums = held + r.sum(dim=0), sums + energy.products(r.T, y.T)
         moved = torch.where(held[:, None] > 1e-12, sums / held[:, None], self.prototypes)
         if self.warm:
@@ -156,10 +158,3 @@ class KMeans(Method):
             push = noise.normal(k, moved.shape[1], purpose="apart", step=self.seed).to(moved)
             moved = moved + 1e-3 * (1 - progress) * features.std(dim=0).to(moved) * push
         return moved
-
-
-def shared(energies: Float[Tensor, "b k"], beta: float) -> Float[Tensor, "b k"]:
-    """r: softmin_z E, or its one-hot limit where beta is infinite."""
-    if beta == inf:
-        return nn.functional.one_hot(energies.argmin(dim=1), energies.shape[1]).to(energies)
-    return inference.responsibilities(energies, beta)
