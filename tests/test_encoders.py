@@ -1,6 +1,7 @@
 """Encoders: what timm computes, tokens with and without a mask, weights in and out, errors."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -516,6 +517,11 @@ def test_folders_that_hold_no_encoder_are_one_line(tmp_path: Path) -> None:
         load_encoder(tmp_path)
     assert one_line(error)
     save_encoder(resnet(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")  # reading it would wait for ever
+    with pytest.raises(ValueError, match="it is no regular file"):
+        load_encoder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(ValueError, match="holds no encoder of erg") as error:
         load_encoder(tmp_path)

@@ -58,6 +58,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     "batch 128, lr 2e-3": {"batch": 128, "lr": 2e-3},
     "batch 128, residual 1 1": {"batch": 128, "encoder_args": CONV | {"blocks": [1, 1]}},
     "batch 128, temperature 0.1": {"batch": 128, "method_args": {"temperature": 0.1}},
+    "batch 128, temperature 0.1, residual 1 1": {
+        "batch": 128,
+        "method_args": {"temperature": 0.1},
+        "encoder_args": CONV | {"blocks": [1, 1]},
+    },
     "lr 4e-3": {"lr": 4e-3},
     "lr 1e-3": {"lr": 1e-3},
     "projector 3 layers": {"method_args": {"temperature": 0.2, "depth": 3}},

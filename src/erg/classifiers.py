@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from erg import backbones
 from erg.durable import read_json, write_atomically
-from erg.encoders import Encoder, TimmEncoder, build_encoder
+from erg.encoders import Encoder, TimmEncoder, build_encoder, load_weights
 
 
 class Classifier(nn.Module):
@@ -80,7 +80,7 @@ def load_classifier(folder: Path) -> Classifier:
         encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
         encoder.mean, encoder.std = tuple(ours["mean"]), tuple(ours["std"])
         model = Classifier(encoder, tuple(ours["classes"]))
-        weights = load_file(folder / "model.safetensors")
+        weights = load_weights(folder / "model.safetensors")
     except (OSError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"{folder} holds no classifier of erg ({type(error).__name__}: {error}). Give a folder "

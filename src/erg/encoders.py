@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from erg import backbones
-from erg.durable import read_json, write_atomically
+from erg.durable import open_regular, read_json, write_atomically
 from erg.parts.conv import SmallConv
 from erg.parts.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from erg.parts.norm import across_processes, batch_norms_before_mlps
@@ -31,7 +31,7 @@ from erg.views.types import Mask
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "OURS", "Encoder", "Identity", "Pixels",
     "SmallConv", "TimmEncoder", "TokenTransformer", "VectorMLP", "WideResNet", "build_encoder",
-    "encoder_in", "load_encoder", "parameter_count", "save_encoder",
+    "encoder_in", "load_encoder", "load_weights", "parameter_count", "save_encoder",
 ]  # fmt: skip
 
 
@@ -282,6 +282,17 @@ def encoder_in(folder: Path) -> tuple[str, dict[str, Any]]:
         ) from None
 
 
+def load_weights(file: Path) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors file that may come from anywhere.
+
+    Raises:
+        OSError: it is not there, may not be read, or is a pipe, which would be waited for.
+        SafetensorError: it is damaged.
+    """
+    open_regular(file).close()
+    return load_file(file)
+
+
 def load_encoder(folder: Path) -> Encoder:
     """Read what `save_encoder` wrote, in evaluation mode.
 
@@ -291,7 +302,7 @@ def load_encoder(folder: Path) -> Encoder:
     try:
         ours = read_json(folder / "config.json")["erg"]
         encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
-        weights = load_file(folder / "model.safetensors")
+        weights = load_weights(folder / "model.safetensors")
     except (OSError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"{folder} holds no encoder of erg ({type(error).__name__}: {error}). Give the "

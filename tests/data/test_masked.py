@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erg.data.cache import open_images
+from erg.data.cache import Stream, open_images
 from erg.data.masked import open_masks
 from erg.data.source import DataError, Source, masks_of
 from tests.data.conftest import Counting
@@ -71,6 +71,26 @@ def test_masks_that_have_changed_stop_a_resumed_run(source: Counting, masks: Sou
     Image.new("L", (48, 21), 200).save(Path(str(masks.spec)) / "01.png")
     masks = masks_of(source, str(masks.spec))
     assert "10 of 12 images have masks" in open_masks(images, manifest, masks).summary()
+
+
+def test_images_go_without_masks_that_vanish_or_change_later(
+    source: Counting, masks: Source
+) -> None:
+    manifest, images = open_images(source)
+    opened = open_masks(images, manifest, masks, budget=0)
+    with_mask = manifest.ok[opened.usable[manifest.ok]]
+    gone, changed, *kept = with_mask.tolist()
+    Path(str(masks.spec), f"{source.path(gone)[:2]}.png").unlink()
+    Image.new("L", (9, 9), 200).save(Path(str(masks.spec), f"{source.path(changed)[:2]}.png"))
+    for _ in range(2):
+        found = opened.pixels(np.array([kept[0], gone, changed, kept[1]]))
+        assert found.masks is not None
+        assert [found.masks.image(k).size > 0 for k in range(4)] == [True, False, False, True]
+        for k, row in ((0, kept[0]), (3, kept[1])):
+            np.testing.assert_array_equal(found.masks.image(k), masks.read(row))
+    assert opened.pixels(with_mask[:2]).masks is None
+    assert isinstance(opened.masks, Stream)
+    assert sorted(opened.masks.lost) == [gone, changed]
 
 
 @pytest.mark.parametrize(

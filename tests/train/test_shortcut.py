@@ -255,6 +255,22 @@ def test_it_watches_methods_that_answer_and_no_others() -> None:
     assert not few.due(0)
 
 
+def test_the_cues_of_several_tasks_are_looked_at_once_and_each_by_itself() -> None:
+    touching = replace(WHOLE, tiles=TOUCHING)
+    plan = Plan(main=(WHOLE, replace(WHOLE, turns=None), touching), pairs="tasks")
+    looking = observer(watching(smooth(100), plan))
+    assert [step for step in range(101) if looking.due(step)] == [0]
+    seen = looking.look(method(), 0)
+    assert seen["warning"].startswith("Shortcut: edges that go on alone can give ")
+    assert " of the answers about the tiles of view 3 (" in seen["warning"]
+    alone = tiled(TOUCHING)
+    expected, _ = told_by_cues(views(smooth(100), alone))
+    found = {cue: share for cue, share in seen["cues"].items() if cue.endswith("tiles of view 3")}
+    assert set(found) == {f"{cue} about the tiles of view 3" for cue in expected}
+    assert "shading about the turn of view 2" in seen["cues"]
+    assert not any("view 1" in cue for cue in seen["cues"])
+
+
 def test_a_task_that_is_too_easy_is_said_early_and_not_late() -> None:
     looking = observer(watching(smooth(24), TURNED))
     seen = looking.look(method(), 8)

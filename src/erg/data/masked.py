@@ -57,9 +57,14 @@ class Masked:
             there = there & ~np.isin(rows, list(self.images.lost))
         if not there.any():
             return images
-        some = self.masks.pixels(rows[there])
+        try:
+            some = self.masks.pixels(rows[there])
+        except DataError:  # all of these have vanished or changed
+            return images
         offset, height, width = every = np.zeros((3, len(rows)), dtype=np.int64)
         every[:, there] = some.offset, some.height, some.width
+        if isinstance(self.masks, Stream) and self.masks.lost:
+            every[:, np.isin(rows, list(self.masks.lost))] = 0
         return images._replace(masks=Pixels(some.flat, offset, height, width))
 
     def summary(self) -> str:
@@ -88,7 +93,7 @@ def open_masks(
     progress: Progress | None = None,
 ) -> Masked:
     """Put masks beside images. They are looked at, kept and known again as images are; those that
-    are missing or damaged are skipped, however many.
+    are missing or damaged are skipped, however many, and those that vanish later.
 
     Args:
         images: from `open_images`.
@@ -104,7 +109,7 @@ def open_masks(
         DataError: no mask can be used, or masks are not what their manifest says.
     """
     found, opened = open_images(
-        masks, short_side=short_side, file=file, budget=budget, max_skipped=1.0, manifest=found,
-        progress=progress,
+        masks, short_side=short_side, file=file, budget=budget, max_skipped=1.0, max_lost=1.0,
+        manifest=found, progress=progress,
     )  # fmt: skip
     return Masked(images, opened, manifest, found)

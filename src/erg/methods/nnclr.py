@@ -1,5 +1,6 @@
 """NNCLR (Dwibedi et al. 2021)."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -64,8 +65,13 @@ class NNCLR(Method):
 
     def neighbour(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """The row of the queue with the largest cosine, without gradient."""
-        similar = energy.products(energy.normalise(z.detach()), self.queue.rows)
-        return self.queue.rows[similar.argmax(dim=1)]
+        rows = self.queue.rows
+
+        def nearest(some: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+            return rows[energy.products(some, rows).argmax(dim=1)]
+
+        with torch.no_grad():
+            return shaping.in_blocks(nearest, energy.normalise(z), columns=len(rows))
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         return energy.cosine(self.neighbour(self.project(x)), self.predictor(self.project(y)))

@@ -8,6 +8,7 @@ section 3.1; Noroozi & Favaro 2016, section 4.2).
 Letters in shapes: n pieces (turned images, or tiles), d cues.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ ADVICE = {
 class Shortcut:
     """Watches methods that answer a question about a view: its quarter turn, or its tiles' order.
 
-    Of other methods it sees nothing and says nothing.
+    Of several tasks at once it looks at the cues of each that asks so, not at how many answers are
+    right. Of other methods it sees nothing and says nothing.
 
     Args:
         looks: how often during a run, evenly spaced; at the start and the end as well.
@@ -67,33 +69,58 @@ class Shortcut:
 
     def due(self, step: int) -> bool:
         w = self.watched
-        asks = w.loader.plan.pairs in ("turn", "order") and len(w.held) >= 2 * ANSWERS
+        if len(w.held) < 2 * ANSWERS:
+            return False
+        if w.loader.plan.pairs == "tasks":
+            return step == 0
+        asks = w.loader.plan.pairs in ("turn", "order")
         return asks and (step % self.every == 0 or step == w.steps)
 
     def look(self, method: Method, step: int) -> dict[str, Any]:
         w = self.watched
-        views = w.loader.make(w.held[: self.images], epoch=HELD_EPOCH)
-        right, chance = answered(method, views, w.device, w.autocast)
-        seen: dict[str, Any] = {
-            "kind": "shortcut", "accuracy": round(right, 4), "chance": round(chance, 4),
-        }  # fmt: skip
+        seen: dict[str, Any] = {"kind": "shortcut"}
         warnings = []
-        if right >= self.easy and 0 < step <= self.early * w.steps:
-            warnings.append(
-                f"Too easy: after {step} of {w.steps} steps {right:.0%} of the answers on held-out "
-                "images are right, so there is little left to learn, or something gives them away. "
-                "Make the task harder, and look for shortcuts."
-            )
+        if w.loader.plan.pairs != "tasks":
+            views = w.loader.make(w.held[: self.images], epoch=HELD_EPOCH)
+            right, chance = answered(method, views, w.device, w.autocast)
+            seen |= {"accuracy": round(right, 4), "chance": round(chance, 4)}
+            if right >= self.easy and 0 < step <= self.early * w.steps:
+                warnings.append(
+                    f"Too easy: after {step} of {w.steps} steps {right:.0%} of the answers on "
+                    "held-out images are right, so there is little left to learn, or something "
+                    "gives them away. Make the task harder, and look for shortcuts."
+                )
         if step == 0:
             probed = w.loader.make(w.held[: self.probed], epoch=HELD_EPOCH)
-            seen["cues"], guess = told_by_cues(probed)
-            warnings += [
-                f"Shortcut: {cue} alone can give {share:.0%} of the answers ({guess:.0%} by "
-                f"chance), without a look at the picture. {ADVICE[cue]}"
-                for cue, share in seen["cues"].items()
-                if share - guess >= self.solved * (1 - guess)
-            ]
+            seen["cues"] = {}
+            for task, asked in tasks(probed).items():
+                told, guess = told_by_cues(asked)
+                seen["cues"] |= {f"{cue}{task}": share for cue, share in told.items()}
+                warnings += [
+                    f"Shortcut: {cue} alone can give {share:.0%} of the answers{task} ({guess:.0%} "
+                    f"by chance), without a look at the picture. {ADVICE[cue]}"
+                    for cue, share in told.items()
+                    if share - guess >= self.solved * (1 - guess)
+                ]
         return {**seen, "warning": " ".join(warnings)} if warnings else seen
+
+
+def tasks(views: Views) -> dict[str, Views]:
+    """Views that ask one question each, by a few words that tell them apart."""
+    if views.pairing != "tasks":
+        return {"": views}
+    found: dict[str, Views] = {}
+    for number, view in enumerate(views.main, start=1):
+        made = view.made
+        if made is not None and made.order is not None:
+            found[f" about the tiles of view {number}"] = replace(
+                views, main=(view,), pairing="order"
+            )
+        elif made is not None and made.turns.any():
+            found[f" about the turn of view {number}"] = replace(
+                views, main=(view,), pairing="turn"
+            )
+    return found
 
 
 def answered(

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +115,8 @@ class Training:
         self.clock = Clock(folder, self.writes)
         self.log = Log(folder, self.writes, loop.run)
         self.health: dict[str, Any] = {}
-        self.lost = self.in_a_row = 0
+        self.lost: Counter[str] = Counter()
+        self.in_a_row = 0
         # Where a run goes back to is a function of the step, not of when it was saved or resumed.
         self.part = max(1, self.run.steps // RETURNS) if self.run.not_finite == "rollback" else 0
 
@@ -197,13 +199,13 @@ class Training:
 
     def count_lost(self, done: int) -> None:
         """Say how many images were readable and are not any more, where there are new ones."""
-        mine = _lost(self.loop.data.images)
-        everyone = sum(distributed.counts(len(mine), self.loop.device))
-        if everyone > self.lost:
-            self.lost = everyone
-            said = f"{everyone} images vanished or changed, and others stood in for them."
-            said += f" The last: {list(mine.values())[-1]}" if mine else ""
-            self.warn(done, "lost", said, images=everyone)
+        for what, (mine, instead) in _lost(self.loop.data.images).items():
+            everyone = sum(distributed.counts(len(mine), self.loop.device))
+            if everyone > self.lost[what]:
+                self.lost[what] = everyone
+                said = f"{everyone} {what} vanished or changed, and {instead}."
+                said += f" The last: {list(mine.values())[-1]}" if mine else ""
+                self.warn(done, "lost", said, **{what: everyone})
 
     def warn(self, done: int, kind: str, said: str, **further: Any) -> None:
         """Write a warning into the run and print it."""
@@ -278,10 +280,17 @@ def measured(
     return replace(run, steps=max(1, int(left / seconds)))
 
 
-def _lost(images: Images | np.ndarray) -> dict[int, DataError]:
-    """Why images are lost that were readable at first."""
-    read = images.images if isinstance(images, Masked) else images
-    return read.lost if isinstance(read, Stream) else {}
+def _lost(images: Images | np.ndarray) -> dict[str, tuple[dict[int, DataError], str]]:
+    """Why images and masks are lost that were readable at first, and what is done instead."""
+    masked = isinstance(images, Masked)
+    read = {
+        "images": (images.images if masked else images, "others stood in for them"),
+        "masks": (images.masks if masked else None, "their images went without"),
+    }
+    return {
+        what: (each.lost if isinstance(each, Stream) else {}, instead)
+        for what, (each, instead) in read.items()
+    }
 
 
 def _watched(run: Run, loop: Loop, before: dict[str, Any] | None = None) -> Watched:
