@@ -11,7 +11,7 @@ from PIL import Image
 from erg.apply.embed import open_for
 from erg.apply.pictures import draw_pictures, sheet
 from erg.data.loader import Loader
-from erg.data.manifest import hold_out
+from erg.data.splits import hold_out
 from erg.train.fit import fit
 from erg.train.health import HELD_EPOCH, energies
 from erg.train.run import Run

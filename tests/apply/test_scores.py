@@ -21,7 +21,8 @@ from erg.apply.scores import (
     title_of,
     verdict,
 )
-from erg.data.manifest import Manifest, hold_out, split
+from erg.data.manifest import Manifest
+from erg.data.splits import hold_out, split
 from erg.data.synthetic import world
 from erg.evaluate.rank import rankme
 from erg.train.fit import Fitted, fit

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erg.data.source import Files
+from erg.data.files import Files
 
 RNG = np.random.default_rng(0)
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from erg.data import cache as module
+from erg.data import stream
 from erg.data.cache import (
     Cache,
-    Stream,
     build_cache,
     default_budget,
     free_memory,
@@ -20,6 +20,7 @@ from erg.data.cache import (
 )
 from erg.data.manifest import Manifest, build_manifest
 from erg.data.source import DataError, Source, open_source
+from erg.data.stream import Stream
 from tests.data.conftest import Counting
 
 RNG = np.random.default_rng(0)
@@ -224,7 +225,7 @@ def test_defects_surface_with_the_name(source: Counting, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(module, "decode_item", fail)
+    monkeypatch.setattr(stream, "decode_item", fail)
     with pytest.raises(ZeroDivisionError) as caught:
         images.pixels(manifest.ok[:1])
     assert source.path(int(manifest.ok[0])) in caught.value.__notes__[0]

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from erg.data.cache import Stream
 from erg.data.loader import Images, Loader
 from erg.data.manifest import build_manifest
 from erg.data.source import DataError, open_source
+from erg.data.stream import Stream
 from erg.train.fit import InMemory
 from erg.views import kernels
 from erg.views.pixels import Pixels

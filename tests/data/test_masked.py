@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erg.data.cache import Stream, open_images
-from erg.data.masked import open_masks
-from erg.data.source import DataError, Source, masks_of
+from erg.data.cache import open_images
+from erg.data.masked import masks_of, open_masks
+from erg.data.source import DataError, Source
+from erg.data.stream import Stream
 from tests.data.conftest import Counting
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from erg.data.decode import UnreadableImage
-from erg.data.source import DataError, Source, masks_of, open_source, printable
+from erg.data.masked import masks_of
+from erg.data.source import DataError, Source, open_source, printable
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 9, 11, 3), dtype=np.uint8)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from erg.data.ahead import ahead
 from erg.data.loader import Images
-from erg.data.manifest import Manifest, Row, default_threads, hold_out, look_at, manifest_of
+from erg.data.manifest import Manifest, Row, default_threads, look_at, manifest_of
 from erg.data.source import Source, open_source
+from erg.data.splits import hold_out
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash

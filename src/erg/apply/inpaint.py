@@ -17,10 +17,12 @@ from torch import Tensor
 from erg.apply.inpainter import Inpainter
 from erg.apply.pictures import sheet
 from erg.apply.restorer import descend, save_restorer, seeded
-from erg.data.cache import Cache, Stream, open_images
+from erg.data.cache import Cache, open_images
 from erg.data.loader import Images, Loader
-from erg.data.manifest import default_threads, split
+from erg.data.manifest import default_threads
 from erg.data.source import open_source
+from erg.data.splits import split
+from erg.data.stream import Stream
 from erg.durable import write_atomically
 from erg.evaluate.intervals import bootstrap, difference
 from erg.evaluate.restoration import biharmonic_fill, median_fill, psnr, ssim

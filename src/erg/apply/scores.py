@@ -23,7 +23,7 @@ from erg.apply.embed import (
 )
 from erg.catalog import find
 from erg.data.loader import Loader
-from erg.data.manifest import split
+from erg.data.splits import split
 from erg.encoders import Encoder, load_encoder
 from erg.evaluate.baselines import PCA
 from erg.evaluate.clusters import cluster_scores

@@ -97,7 +97,7 @@ def compared(
     from erg.apply.embed import known_already, open_for, trained_on, vectors_of
     from erg.apply.finetune import afresh, few, finetune, right
     from erg.commands.show import counting
-    from erg.data.manifest import split
+    from erg.data.splits import split
     from erg.encoders import Encoder
     from erg.evaluate.intervals import bootstrap, clear, difference
     from erg.evaluate.linear import fit_probe

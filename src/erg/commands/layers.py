@@ -64,7 +64,7 @@ def layers_(
     from erg.apply.embed import known_already, open_for
     from erg.apply.layers import layers
     from erg.commands.show import compiling, tell
-    from erg.data.manifest import split
+    from erg.data.splits import split
     from erg.durable import write_atomically
     from erg.encoders import load_encoder
     from erg.evaluate.intervals import clear, difference

@@ -218,8 +218,8 @@ def look(source: Any) -> Any:
     import numpy as np
     import torch
 
+    from erg.data.arrays import Tokens
     from erg.data.source import DataError
-    from erg.data.tables import Tokens
     from erg.recipes.default import Seen
 
     n = len(source)

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from scipy.signal import resample_poly
 
 from erg.data.decode import UnreadableImage, read_file
-from erg.data.manifest import content_hash, split
+from erg.data.manifest import content_hash
 from erg.data.source import DataError, Source, open_source, printable
+from erg.data.splits import split
 from erg.durable import write_atomically
 
 RATES = (1_000, 384_000)

@@ -1,4 +1,4 @@
-"""Decoded images side by side in one buffer (Cache), or decoded when asked for (Stream).
+"""Decoded images side by side in one buffer, where they fit.
 
 A cache file is the pixels of all readable images in the order of the manifest and nothing else.
 Its sidecar `<file>.json` says of what, with a checksum, so that a foreign, damaged or half-written
@@ -11,7 +11,6 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,15 +18,9 @@ import numpy as np
 import PIL
 
 from erg.data.decode import UnreadableImage, image_size, shrunk
-from erg.data.manifest import (
-    Manifest,
-    build_manifest,
-    content_hash,
-    default_threads,
-    in_threads,
-    with_name,
-)
-from erg.data.source import DataError, Source, decode_item
+from erg.data.manifest import Manifest, build_manifest, in_threads
+from erg.data.source import DataError, Source
+from erg.data.stream import Stream, read_again
 from erg.durable import partial_name, read_json, settle, whole_file
 from erg.views.pixels import Pixels
 
@@ -71,84 +64,6 @@ class Cache:
         if not height.all():
             raise ValueError(f"row {rows[np.argmin(height)]} was skipped. Use rows of manifest.ok.")
         return Pixels(self.flat, self.offset[rows], height, self.width[rows])
-
-
-class Stream:
-    """Images decoded when asked for, in threads: for sets larger than the budget.
-
-    Args:
-        source: of the images.
-        manifest: of the source.
-        short_side: of the images (see `load_rgb`).
-        threads: that decode; None: as many as there are cores, at most 8.
-        max_lost: largest share of the readable images that may vanish or change later on. Others
-            that are asked for with them stand in for them, and `lost` counts them.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        manifest: Manifest,
-        *,
-        short_side: int | None = None,
-        threads: int | None = None,
-        max_lost: float = 0.0,
-    ) -> None:
-        self.source, self.short_side, self.hashes = source, short_side, manifest.hashes
-        self.pool = ThreadPoolExecutor(threads or default_threads(), "erg-stream")
-        self.may_lose = max_lost * len(manifest.ok)
-        self.lost: dict[int, DataError] = {}
-        """Why rows are lost that were readable when the manifest was made."""
-
-    def pixels(self, rows: np.ndarray) -> Pixels:
-        """The images of some rows, decoded into one buffer; rows as in `Cache.pixels`.
-
-        Raises:
-            DataError: more items than allowed have changed or can no longer be read, or all of
-                these.
-        """
-        asked = np.asarray(rows).tolist()
-        found = list(self.pool.map(self._read, asked))
-        images = [image for image in found if image is not None]
-        if len(images) < len(found):
-            if not images:
-                raise self.lost[asked[0]]
-            # The next one stands in for one that is lost, and the first after the last.
-            there = np.flatnonzero([image is not None for image in found])
-            chosen = np.searchsorted(there, np.arange(len(found))) % len(there)
-            images = [images[place] for place in chosen]
-        return Pixels.pack(images)
-
-    def _read(self, row: int) -> np.ndarray | None:
-        try:
-            return _read_again(self.source, row, self.hashes[row], self.short_side)
-        except DataError as error:
-            self.lost[row] = error
-            if len(self.lost) > self.may_lose:
-                raise
-            return None
-
-    def close(self) -> None:
-        """End the threads."""
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _read_again(source: Source, row: int, expected: str, short_side: int | None) -> np.ndarray:
-    """Decode an item of a manifest, which must still be what the manifest says it is."""
-
-    def read(i: int) -> np.ndarray:
-        item = source.item(i)
-        if content_hash(item) != expected:
-            raise UnreadableImage("Its content has changed.")
-        return decode_item(item, short_side)
-
-    try:
-        return with_name(source, read, row)
-    except (UnreadableImage, OSError) as error:
-        raise DataError(
-            f"{source.path(row)} was readable before and is not now: {error} Put the file back as "
-            "it was, or start a new run."
-        ) from error
 
 
 def open_images(
@@ -239,7 +154,7 @@ def open_vectors(
         _check_length(source, manifest)
         hashes, readable = manifest.hashes, set(manifest.ok.tolist())
         found += [
-            _read_again(source, i, hashes[i], None) if i in readable else None
+            read_again(source, i, hashes[i], None) if i in readable else None
             for i in range(len(source))
         ]
     blank = next((np.zeros_like(item) for item in found if item is not None), np.zeros(0))
@@ -290,7 +205,7 @@ def build_cache(
     hashes = manifest.hashes
 
     def read(i: int) -> np.ndarray | None:
-        return _read_again(source, i, hashes[i], short_side) if i in readable else None
+        return read_again(source, i, hashes[i], short_side) if i in readable else None
 
     with _Writer(file, total) as writer:
         decoded = in_threads(read, range(len(manifest)), source, threads)

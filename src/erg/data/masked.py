@@ -1,17 +1,77 @@
 """Images with masks of what stands out in them, row by row."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from erg.data.cache import Cache, Progress, Stream, open_images
+from erg.data.cache import Cache, Progress, open_images
+from erg.data.files import Files, walk
 from erg.data.manifest import Manifest
-from erg.data.source import DataError, Source
+from erg.data.source import DataError, Source, is_image_name, printable, suggestion
+from erg.data.stream import Stream
+from erg.data.tables import Parquet
 from erg.views.pixels import Pixels
 
 LOOKED = 64
 """Masks that are looked at to tell how much they keep."""
+
+
+def masks_of(source: Source, where: str) -> Source:
+    """The masks of all images of a source, as a source of their own: item i is of image i.
+
+    A mask is an image of the size of its image, bright where something stands out. There need not
+    be one for every image: reading one that is missing raises as reading a damaged one does.
+
+    Args:
+        source: of images.
+        where: for parquet files the column of the encoded masks; for files a folder where the mask
+            of `a/b.jpg` is `a/b.jpg`, or an image `a/b` with another ending.
+
+    Raises:
+        DataError: no masks are there, or the source is of another kind.
+    """
+    if isinstance(source, Parquet):
+        return source.masks(where)
+    if isinstance(source, Files):
+        return _masks_in(Path(where), source)
+    raise DataError(
+        f"{source.describe()}: masks are taken from a column of parquet files or from a folder "
+        "beside image files only. Leave the mask out, or store the images so."
+    )
+
+
+def _masks_in(folder: Path, source: Files) -> Files:
+    shown = printable(str(folder))
+    if not folder.is_dir():
+        raise DataError(f"There is no folder of masks {shown!r}. {suggestion(folder)}")
+    if isinstance(source.spec, str):
+        root, inside = os.path.realpath(source.spec), os.path.realpath(folder)
+        if (inside + os.sep).startswith(root.rstrip(os.sep) + os.sep):
+            raise DataError(
+                f"the masks in {shown!r} lie in the folder of the images, where they are taken for "
+                "images themselves. Move them beside it."
+            )
+    found = {name for name in walk(folder, follow_links=False)[0] if is_image_name(name)}
+    named = {os.path.splitext(name)[0]: name for name in sorted(found, reverse=True)}
+    names = [
+        name if name in found else named.get(os.path.splitext(name)[0], name)
+        for name in source.names
+    ]
+    present = sum(name in found for name in names)
+    if not present:
+        raise DataError(
+            f"none of {len(source):,} images has a mask in {shown!r}. The mask of "
+            f"{source.path(0)!r} has to have that name there, but for the ending."
+        )
+    return Files(
+        [os.path.join(folder, name) for name in names],
+        names,
+        labelled=False,
+        spec=str(folder),
+        text=f"masks in {shown} of {present:,} of {len(source):,} images",
+    )
 
 
 class Masked:

@@ -8,17 +8,14 @@ README has none either: name such files in a list. Hidden files and `__MACOSX` a
 import difflib
 import os
 import sys
-import threading
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image
 
-from erg.data.decode import SUFFIXES, UnreadableImage, load_rgb, read_file, shrink, to_rgb
+from erg.data.decode import SUFFIXES, load_rgb, shrink
 
 Item = bytes | np.ndarray
 """What a source holds of an item: an encoded file, pixels uint8 [h w 3], a vector [d] or tokens."""
@@ -115,24 +112,30 @@ def open_source(data: Any, *, label: str | None = None, follow_links: bool = Fal
     torch = sys.modules.get("torch")  # never imported here: a tensor means it already is
     if torch is not None and isinstance(data, torch.Tensor):
         data = data.numpy(force=True)
+    # The modules below hold Sources themselves, and pyarrow takes time to import.
     if isinstance(data, np.ndarray):
-        from erg.data.tables import open_array  # it holds Sources itself
+        from erg.data.arrays import open_array
 
         return open_array(data, "the array", None, label)
     if isinstance(data, str) and (data == "synthetic" or data.startswith("synthetic:")):
-        from erg.data.synthetic import Synthetic  # it is a Source itself
+        from erg.data.synthetic import Synthetic
 
         return Synthetic.named(data, label)
     if isinstance(data, str) and "://" in data and not os.path.lexists(data):
-        from erg.data.remote import open_remote  # it holds Sources itself
+        from erg.data.remote import open_remote
 
         return open_remote(data, label)
     if isinstance(data, str | os.PathLike):
         return _open_path(Path(data), label, follow_links)
     if isinstance(data, Sequence) and data and all(isinstance(p, str | os.PathLike) for p in data):
-        return _listed([os.fspath(path) for path in data], label)
-    if isinstance(data, DataSet) and not isinstance(data, Mapping) and len(data):
-        return Indexed(data, label is not None)
+        from erg.data.files import listed
+
+        return listed([os.fspath(path) for path in data], label)
+    if not isinstance(data, Mapping):
+        from erg.data.datasets import DataSet, Indexed
+
+        if isinstance(data, DataSet) and len(data):
+            return Indexed(data, label is not None)
     what = f"an empty {type(data).__name__}" if data == [] else f"a {type(data).__name__}"
     raise DataError(
         f"erg cannot read images from {what}. Give a folder, an archive, a parquet file, an array, "
@@ -141,14 +144,13 @@ def open_source(data: Any, *, label: str | None = None, follow_links: bool = Fal
 
 
 def _open_path(path: Path, label: str | None, follow_links: bool) -> Source:
-    # The readers of archives and tables are Sources themselves, and pyarrow takes time to import.
-    from erg.data import archives, tables
+    from erg.data import archives, arrays, files, tables  # as above
     from erg.data.places import Local
 
     if not os.path.lexists(path):
-        raise DataError(f"There is no file or folder {printable(str(path))!r}. {_suggestion(path)}")
+        raise DataError(f"There is no file or folder {printable(str(path))!r}. {suggestion(path)}")
     if path.is_dir():
-        return _open_folder(path, label, follow_links)
+        return files.open_folder(path, label, follow_links)
     if not path.is_file():
         raise DataError(
             f"{printable(str(path))} is a pipe, a device or a broken link. Give a folder or a file."
@@ -159,18 +161,18 @@ def _open_path(path: Path, label: str | None, follow_links: bool) -> Source:
     if ending in tables.PARQUET:
         return tables.open_parquet([Local(path)], str(path), label)
     if ending == ".npy":
-        return tables.open_npy(path, label)
-    if ending in tables.TEXTS:
-        return tables.open_text(path, label)
+        return arrays.open_npy(path, label)
+    if ending in arrays.TEXTS:
+        return arrays.open_text(path, label)
     if ending in SUFFIXES:
-        return _listed([str(path)], label, spec=str(path))
+        return files.listed([str(path)], label, spec=str(path))
     raise DataError(
         f"{path.name} is nothing erg can read images from. Give a folder, an image, a .zip, a .tar "
         "(uncompressed), a .parquet or a .npy file; or a .txt for a method of tokens."
     )
 
 
-def _suggestion(path: Path) -> str:
+def suggestion(path: Path) -> str:
     """What the mistyped path may have meant, from the names that are there."""
     folder, wanted = path.parent, path.name
     while not folder.is_dir() and folder != folder.parent:
@@ -217,270 +219,3 @@ def check_folder_label(label: str | None, what: str) -> bool:
             f"{what} has no labels called {label!r}. Use the label 'folder' for folder names."
         )
     return label == "folder"
-
-
-# Files ---------------------------------------------------------------------------------------
-
-
-class Files(Source):
-    """Image files on a disk.
-
-    Args:
-        files: what to open.
-        names: their names, with `/`.
-        labelled: whether the folder an image lies in is its label.
-        spec: what `open_source` opens again.
-        text: what `describe` says.
-    """
-
-    def __init__(
-        self, files: list[str], names: list[str], *, labelled: bool, spec: Spec, text: str
-    ) -> None:
-        self.files, self.names, self.labelled = files, names, labelled
-        self.spec, self.text = spec, text
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def path(self, i: int) -> str:
-        return printable(self.names[i])
-
-    def item(self, i: int) -> Item:
-        return read_file(Path(self.files[i]))
-
-    def offset(self, i: int) -> int:
-        return 0
-
-    def label(self, i: int) -> str | None:
-        return folder_label(self.names[i]) if self.labelled else None
-
-    def describe(self) -> str:
-        return self.text
-
-
-def _listed(files: list[str], label: str | None, spec: Spec = None) -> Files:
-    """The files of a list, whatever their ending, in its order."""
-    full = [os.path.abspath(file) for file in files]
-    try:
-        root = os.path.commonpath([os.path.dirname(file) for file in full])
-    except ValueError:  # Windows: on several drives
-        root = ""
-    names = [Path(os.path.relpath(file, root) if root else file).as_posix() for file in full]
-    return Files(
-        files,
-        names,
-        labelled=check_folder_label(label, "a list of files"),
-        spec=spec if spec is not None else files,
-        text=f"{len(files):,} listed files"
-        if len(files) > 1
-        else f"the image {printable(names[0])}",
-    )
-
-
-def _open_folder(root: Path, label: str | None, follow_links: bool) -> Source:
-    from erg.data.archives import Archives, is_archive_name
-    from erg.data.places import Local
-    from erg.data.tables import PARQUET, open_parquet
-
-    found, left_out = _walk(root, follow_links)
-    names = [name for name in found if is_image_name(name)]
-    others = [name for name in found if not is_image_name(name)]
-    files = [] if names else [name for name in others if (root / name).is_file()]
-    if parts := [name for name in files if Path(name).suffix.lower() in PARQUET]:
-        return open_parquet([Local(root / name, name) for name in parts], str(root), label)
-    if shards := [name for name in files if is_archive_name(name)]:
-        return Archives([Local(root / name, name) for name in shards], str(root), label)
-    if others:
-        endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in others)
-        listed = ", ".join(printable(ending) for ending, _ in endings.most_common(3))
-        left_out[f"files that are no images ({listed})"] = len(others)
-    rest = "; left out: " + ", ".join(f"{n:,} {what}" for what, n in left_out.items())
-    rest = rest if left_out else ""
-    if not names:
-        raise DataError(
-            f"{printable(str(root))} holds no image file{rest}. Give another folder, or a list of "
-            "paths for images with other endings."
-        )
-    return Files(
-        [os.path.join(root, name) for name in names],
-        names,
-        labelled=check_folder_label(label, printable(str(root))),
-        spec=str(root),
-        text=f"{len(names):,} image files in {printable(str(root))}{rest}",
-    )
-
-
-def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
-    """Names of all files below a folder, sorted, and what was left out, counted.
-
-    A link to a folder inside the root adds nothing and is not followed, so there are no loops; a
-    link out of the root is followed only when asked, and each folder is entered once.
-    """
-    real_root = os.path.realpath(root)
-    found: list[str] = []
-    left_out: Counter[str] = Counter()
-    entered: set[str] = set()
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
-        try:
-            with os.scandir(os.path.join(root, prefix)) as inside:
-                entries = list(inside)
-        except OSError:
-            left_out["folders that cannot be opened"] += 1
-            continue
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            is_folder = os.path.isdir(entry.path)  # False for a link to itself
-            if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                inside = (target + os.sep).startswith(real_root.rstrip(os.sep) + os.sep)
-                if not inside and not follow_links:
-                    left_out["links out of the folder (follow_links=True follows them)"] += 1
-                    continue
-                if is_folder and (inside or target in entered):
-                    continue
-                entered.add(target)
-            name = prefix + entry.name
-            waiting.append(name + "/") if is_folder else found.append(name)
-    return sorted(found), left_out
-
-
-# Masks ---------------------------------------------------------------------------------------
-
-
-def masks_of(source: Source, where: str) -> Source:
-    """The masks of all images of a source, as a source of their own: item i is of image i.
-
-    A mask is an image of the size of its image, bright where something stands out. There need not
-    be one for every image: reading one that is missing raises as reading a damaged one does.
-
-    Args:
-        source: of images.
-        where: for parquet files the column of the encoded masks; for files a folder where the mask
-            of `a/b.jpg` is `a/b.jpg`, or an image `a/b` with another ending.
-
-    Raises:
-        DataError: no masks are there, or the source is of another kind.
-    """
-    from erg.data.tables import Parquet
-
-    if isinstance(source, Parquet):
-        return source.masks(where)
-    if isinstance(source, Files):
-        return _masks_in(Path(where), source)
-    raise DataError(
-        f"{source.describe()}: masks are taken from a column of parquet files or from a folder "
-        "beside image files only. Leave the mask out, or store the images so."
-    )
-
-
-def _masks_in(folder: Path, source: Files) -> Files:
-    shown = printable(str(folder))
-    if not folder.is_dir():
-        raise DataError(f"There is no folder of masks {shown!r}. {_suggestion(folder)}")
-    if isinstance(source.spec, str):
-        root, inside = os.path.realpath(source.spec), os.path.realpath(folder)
-        if (inside + os.sep).startswith(root.rstrip(os.sep) + os.sep):
-            raise DataError(
-                f"the masks in {shown!r} lie in the folder of the images, where they are taken for "
-                "images themselves. Move them beside it."
-            )
-    found = {name for name in _walk(folder, follow_links=False)[0] if is_image_name(name)}
-    named = {os.path.splitext(name)[0]: name for name in sorted(found, reverse=True)}
-    names = [
-        name if name in found else named.get(os.path.splitext(name)[0], name)
-        for name in source.names
-    ]
-    present = sum(name in found for name in names)
-    if not present:
-        raise DataError(
-            f"none of {len(source):,} images has a mask in {shown!r}. The mask of "
-            f"{source.path(0)!r} has to have that name there, but for the ending."
-        )
-    return Files(
-        [os.path.join(folder, name) for name in names],
-        names,
-        labelled=False,
-        spec=str(folder),
-        text=f"masks in {shown} of {present:,} of {len(source):,} images",
-    )
-
-
-# Data sets -----------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class DataSet(Protocol):
-    """What torchvision's data sets have."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-def as_rgb(image: np.ndarray, scale: float) -> np.ndarray:
-    """One image of any layout as uint8 [h w 3]."""
-    if image.ndim == 3 and image.shape[-1] not in (1, 3):
-        image = image.transpose(1, 2, 0)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.dtype != np.uint8:
-        image = np.rint(image.astype(np.float64) * scale).clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
-
-
-class Indexed(Source):
-    """A data set like torchvision's: `data[i]` is an image, or an image and its label.
-
-    Images are PIL images, uint8 arrays or tensors, or floats in [0, 1]. Read one at a time, since
-    a data set promises nothing about threads.
-
-    Args:
-        data: the data set. Its `classes`, if it has them, name the labels.
-        labelled: whether labels are asked for.
-    """
-
-    def __init__(self, data: DataSet, labelled: bool) -> None:
-        self.data, self.labelled = data, labelled
-        self.names = [str(name) for name in getattr(data, "classes", [])]
-        self.labels: dict[int, str] = {}
-        self.lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def path(self, i: int) -> str:
-        return f"{i:06d}"
-
-    def item(self, i: int) -> Item:
-        with self.lock:
-            value = self.data[i]
-            image, *rest = value if isinstance(value, tuple | list) else (value,)
-            if self.labelled and rest:
-                self.labels[i] = self._label_name(rest[0])
-            if isinstance(image, Image.Image):
-                return to_rgb(image)
-        array = np.asarray(image)
-        colours = array.ndim == 2 or (array.ndim == 3 and {1, 3} & {array.shape[0], array.shape[2]})
-        if not colours or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
-            raise UnreadableImage(f"It is {array.dtype} of shape {list(array.shape)}, no image.")
-        if array.dtype != np.uint8 and not (array.min() >= 0 and array.max() <= 1):
-            raise UnreadableImage("Its numbers are outside [0, 1], perhaps already normalised.")
-        return as_rgb(array, 255.0)
-
-    def _label_name(self, label: Any) -> str:
-        if self.names and 0 <= int(label) < len(self.names):
-            return self.names[int(label)]
-        return str(label)
-
-    def offset(self, i: int) -> int:
-        return i
-
-    def label(self, i: int) -> str | None:
-        if self.labelled and i not in self.labels:
-            self.item(i)
-        return self.labels.get(i)
-
-    def describe(self) -> str:
-        return f"{len(self):,} images of the data set {type(self.data).__name__}"

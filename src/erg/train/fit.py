@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 
 from erg import catalog, distributed
-from erg.data.cache import Cache, Stream, open_images, open_vectors
+from erg.data.cache import Cache, open_images, open_vectors
 from erg.data.loader import Images
-from erg.data.manifest import Manifest, hold_out
-from erg.data.masked import Masked, open_masks
-from erg.data.source import Source, masks_of, open_source
+from erg.data.manifest import Manifest
+from erg.data.masked import Masked, masks_of, open_masks
+from erg.data.source import Source, open_source
+from erg.data.splits import hold_out
+from erg.data.stream import Stream
 from erg.encoders import Encoder, save_encoder
 from erg.method import Method
 from erg.train.checkpoint import load_checkpoint

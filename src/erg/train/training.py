@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from erg import distributed
-from erg.data.cache import Stream
 from erg.data.loader import Images
 from erg.data.masked import Masked
 from erg.data.source import DataError
+from erg.data.stream import Stream
 from erg.method import Method
 from erg.train.checkpoint import Diverged, load_checkpoint, save_checkpoint, state_hash
 from erg.train.folder import RunFolder
