@@ -80,7 +80,7 @@ bench-long: $(VENV)/.installed $(PEER)/.installed
 	$(BIN)/python benchmarks/eight_methods/run.py $(DATA)
 	$(BIN)/python benchmarks/small_images/run.py $(DATA) --at-once 2
 	$(BIN)/python benchmarks/small_images/run.py $(DATA) --minutes 60 --trials \
-		"batch 128, temperature 0.1" "batch 256"
+		choice "choice, residual 1 1"
 	$(BIN)/python benchmarks/time_to_accuracy/run.py $(DATA) --peer-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/beside_lightly/run.py $(DATA) --peer-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/methods/run.py $(DATA)

@@ -40,9 +40,9 @@ RESIDUAL = {"encoder_args": CONV | {"blocks": [1, 1]}}
 CHOICE: dict[str, Any] = {"batch": 128, "method_args": {"temperature": 0.1}}
 
 
-def cropped(smallest: float) -> dict[str, Any]:
-    """Crops from another share of the area, at least."""
-    return {"plan": two_views(replace(SIMCLR_SMALL, crop=(smallest, 1.0)))}
+def seen(**otherwise: Any) -> dict[str, Any]:
+    """Two views, otherwise than by default."""
+    return {"plan": two_views(replace(SIMCLR_SMALL, **otherwise))}
 
 
 # What differs from BASE: fields of Run, arguments of encoder and method, of the optimiser. First
@@ -54,8 +54,9 @@ TRIALS: dict[str, dict[str, Any]] = {
     "batch 128": {"batch": 128},
     "batch 128, residual 1 1": {"batch": 128, **RESIDUAL},
     "choice": CHOICE,
-    "choice, crop 0.1": CHOICE | cropped(0.1),
-    "choice, crop 0.35": CHOICE | cropped(0.35),
+    "choice, crop 0.1": CHOICE | seen(crop=(0.1, 1.0)),
+    "choice, crop 0.35": CHOICE | seen(crop=(0.35, 1.0)),
+    "choice, views of 24 px": CHOICE | seen(size=0.75),
     "choice, lr 2e-3": CHOICE | {"lr": 2e-3},
     "choice, batch 64": CHOICE | {"batch": 64},
     "choice, residual 1 1": CHOICE | RESIDUAL,
