@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from erg.classifiers import Classifier, load_classifier, save_classifier
+from erg.classifiers import Classifier, first_layers, load_classifier, save_classifier
 from erg.encoders import build_encoder
+from erg.parts.heads import mlp
 
 SMALL = {"width": 8, "stages": 3}
 
@@ -52,6 +53,43 @@ def test_what_is_saved_comes_back_and_timm_loads_it(name: str, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert np.array_equal(np.load(tmp_path / "y.npy"), model(x).detach().numpy())
+
+
+@pytest.mark.parametrize("name", ["conv", "resnet18"])
+@pytest.mark.parametrize(("depth", "norm", "bias"), [(3, True, False), (2, False, True)])
+def test_first_layers_of_a_projector_may_stand_between(
+    name: str, depth: int, norm: bool, bias: bool, tmp_path: Path
+) -> None:
+    size, arguments = NETWORKS[name]
+    torch.manual_seed(0)
+    encoder = build_encoder(name, size, **arguments)
+    whole = mlp(encoder.dim, *range(7, 7 + depth - 1), 5, norm=norm, hidden_bias=bias)
+    count = depth - 1
+    model = Classifier(encoder, ("cat", "dog"), first_layers(whole, count))
+    assert model.head.in_features == 7 + depth - 2
+    x = torch.randn(4, 3, size, size)
+    model.train()(x)
+    model.eval()
+    save_classifier(model, tmp_path)
+    again = load_classifier(tmp_path)
+    assert torch.equal(again(x), model(x))
+    assert model.projector is not None
+    assert torch.equal(model(x), model.head(model.projector(encoder(x))))
+    for layer, first in zip(model.projector, whole, strict=False):
+        assert type(layer) is type(first)
+        assert layer is not first
+    assert torch.equal(model.projector[0].weight, whole[0].weight)
+    assert len(model.projector) == count * (3 if norm else 2)
+    assert "projector" in (tmp_path / "config.json").read_text()
+
+
+def test_layers_that_cannot_be_kept_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 layers of the projector cannot be kept: it has 1"):
+        first_layers(mlp(4, 5, 6), 2)
+    with pytest.raises(ValueError, match="it has 0 before its last"):
+        first_layers(None, 1)
+    with pytest.raises(ValueError, match="not made of linear layers with BatchNorm and ReLU"):
+        first_layers(mlp(4, 5, 6, activation=torch.nn.GELU), 1)
 
 
 def test_what_is_no_classifier_is_one_line(tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ def test_sum_and_gather_are_the_identity_without_a_copy() -> None:
     assert distributed.gather(x) is x
 
 
+def test_alone_what_the_first_holds_is_ones_own() -> None:
+    x = torch.rand(3)
+    assert distributed.of_first(x) is x
+
+
 def test_mean_is_the_mean_over_rows() -> None:
     x = torch.arange(12.0, dtype=torch.float64).reshape(4, 3).requires_grad_()
     mean = distributed.mean(x)

@@ -142,6 +142,16 @@ def test_cross_entropy_of_a_soft_target() -> None:
     assert close(energy.cross_entropy(scores, target), wanted)
 
 
+def test_divergence_is_that_of_kullback_and_leibler() -> None:
+    s, t = drawn(5, 4, seed=6, scale=3), drawn(5, 4, seed=8, scale=3)
+    wanted = []
+    for a, b in zip(s.tolist(), t.tolist(), strict=True):
+        p, q = ([math.exp(v) / sum(map(math.exp, row)) for v in row] for row in (a, b))
+        wanted.append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)))
+    assert close(energy.divergence(s, t), wanted)
+    assert close(energy.divergence(s, s + 2), [0.0] * 5)
+
+
 def test_of_class_is_cross_entropy_with_a_one_hot_target() -> None:
     scores, target = drawn(5, 4, seed=6, scale=3), torch.tensor([0, 3, 1, 1, 2])
     wanted = [

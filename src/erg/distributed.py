@@ -96,10 +96,12 @@ def gather(x: Float[Tensor, "b *rest"]) -> Float[Tensor, "global *rest"]:
 
     Rank r holds rows r, r + world, r + 2 world, ... of the global batch; ranks may hold uneven
     numbers. The backward pass sums the gradients of all ranks and hands each rank its own rows:
-    exact for losses that every rank computes in full.
+    exact for losses that every rank computes in full. Rows in half precision come back in float32,
+    in which many gradients can be added up.
     """
     if not active():
         return x
+    x = x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
     held = torch.tensor(counts(x.shape[0], x.device))
     row = torch.arange(x.shape[0])[:, None]
     earlier = (torch.arange(len(held)) < rank()).long()  # ranks whose row comes before mine
@@ -108,6 +110,16 @@ def gather(x: Float[Tensor, "b *rest"]) -> Float[Tensor, "global *rest"]:
     # sum over ranks is already what is wanted.
     everything = x.new_zeros(int(held.sum()), *x.shape[1:])
     return sum(everything.index_copy(0, place, x))
+
+
+@torch.no_grad()
+def of_first(x: Tensor) -> Tensor:
+    """What the first rank holds, same shape; without gradient."""
+    if not active():
+        return x
+    held = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(held, 0)
+    return held
 
 
 def mean(x: Float[Tensor, "b *rest"]) -> Float[Tensor, "*rest"]:

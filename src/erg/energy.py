@@ -7,6 +7,7 @@ Letters in shapes: b batch, d features, k codes or prototypes, n tokens, m other
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -103,8 +104,7 @@ def free_energy(energies: Float[Tensor, "*b k"], beta: float = float("inf")) -> 
         return energies.amin(dim=-1)
     if beta == 0:
         return energies.mean(dim=-1)
-    log_k = torch.log(torch.tensor(float(energies.shape[-1]), dtype=energies.dtype))
-    return -(torch.logsumexp(-beta * energies, dim=-1) - log_k.to(energies.device)) / beta
+    return -(torch.logsumexp(-beta * energies, dim=-1) - math.log(energies.shape[-1])) / beta
 
 
 def cross_entropy(
@@ -112,6 +112,12 @@ def cross_entropy(
 ) -> Float[Tensor, "*b"]:
     """-sum_k q_k log softmax(s)_k against a soft target q that sums to 1."""
     return -(at_least_float32(target) * at_least_float32(scores).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def divergence(s: Float[Tensor, "*b k"], t: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
+    """KL(softmax(s) || softmax(t)) = sum_k p_k (log p_k - log q_k), of scores."""
+    p = at_least_float32(s).softmax(dim=-1)
+    return cross_entropy(t, p) - cross_entropy(s, p)
 
 
 def between_crops(
@@ -154,14 +160,16 @@ def bernoulli(logits: Float[Tensor, "b *d"], target: Float[Tensor, "b *d"]) -> F
     Targets between 0 and 1 are probabilities themselves. Summed over all dimensions but the first.
 
     Raises:
-        ValueError: a target outside [0, 1], for which this has no lower bound.
+        ValueError: a target outside [0, 1], for which this has no lower bound; looked for on the
+            CPU alone.
     """
-    low, high = (float(edge) for edge in target.aminmax())
-    if low < -1e-3 or high > 1.001:
-        raise ValueError(
-            f"binary cross-entropy needs targets in [0, 1] (got {low:.3g} to {high:.3g}). Scale "
-            "the data, or use an output with squared error."
-        )
+    if target.device.type == "cpu":  # an accelerator would have to be waited for
+        low, high = (float(edge) for edge in target.aminmax())
+        if low < -1e-3 or high > 1.001:
+            raise ValueError(
+                f"binary cross-entropy needs targets in [0, 1] (got {low:.3g} to {high:.3g}). "
+                "Scale the data, or use an output with squared error."
+            )
     logits = at_least_float32(logits)
     target = at_least_float32(target).clamp(0, 1).to(logits.dtype)
     errors = F.binary_cross_entropy_with_logits(logits, target, reduction="none")

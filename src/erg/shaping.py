@@ -115,15 +115,27 @@ def log_partition(
 
 
 @full_precision
-def repulsion(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: float) -> Tensor:
+def repulsion(
+    x: Float[Tensor, "b d"],
+    y: Float[Tensor, "b d"],
+    temperature: float,
+    remembered: Float[Tensor, "m d"] | None = None,
+) -> Tensor:
     """The part of NT-Xent that pushes: mean over the 2b views of log sum_{k != i} exp(s_ik / T).
 
     s is the cosine similarity among all 2b views. `alignment + repulsion` is NT-Xent (Chen et al.
     2020, eq. 1).
+
+    Args:
+        x: first views.
+        y: second views.
+        temperature: T.
+        remembered: embeddings of other images that all views are pushed away from as well.
     """
     z = torch.cat([normalise(x), normalise(y)])
     itself = torch.arange(len(z), device=z.device)[:, None]
-    return log_partition(z / temperature, z, itself).mean()
+    everyone = z if remembered is None else torch.cat([z, normalise(remembered).to(z.dtype)])
+    return log_partition(z / temperature, everyone, itself).mean()
 
 
 @full_precision

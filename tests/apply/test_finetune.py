@@ -13,10 +13,13 @@ from erg.apply.finetune import (
     afresh,
     few,
     finetune,
+    projector_afresh,
     right,
 )
+from erg.classifiers import first_layers
 from erg.encoders import Encoder, build_encoder
 from erg.evaluate.linear import fit_probe
+from erg.parts.heads import mlp
 from erg.train.fit import fit
 from erg.train.run import Optimiser, Run
 from erg.views.plan import WHOLE, Augmentation, two_views
@@ -51,6 +54,30 @@ def test_few_takes_as_many_of_every_class_and_more_include_fewer(
     none = replace(opened, labels=np.full_like(opened.labels, -1))
     with pytest.raises(ValueError, match="of each of 0 classes"):
         few(none, rows, 3)
+
+
+def test_it_starts_as_the_probe_of_what_is_kept_of_the_projector(
+    shapes: tuple[Encoder, Opened],
+) -> None:
+    encoder, opened = shapes
+    assert opened.labels is not None
+    rows, others = opened.rows[:100], opened.rows[100:]
+    torch.manual_seed(1)
+    kept = first_layers(mlp(encoder.dim, 12, 6), 1).eval()
+    before = weights(kept)
+    frozen = Tuning(steps=1, batch=1000, lr=0.0)
+    model = finetune(encoder, opened, rows, frozen, projector=kept)
+    assert model.head.in_features == 12
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(kept), strict=True))
+    whole = torch.nn.Sequential(encoder, kept)
+    fit, ask = (vectors_of(whole, whole, encoder, opened, each) for each in (rows, others))
+    wanted = fit_probe(fit, opened.labels[rows]).logits(ask)
+    with torch.no_grad():
+        found = model.head(torch.from_numpy(ask)).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    fresh = projector_afresh(kept, seed=3)
+    assert not torch.equal(fresh[0].weight, kept[0].weight)
+    assert torch.equal(fresh[0].weight, projector_afresh(kept, seed=3)[0].weight)
 
 
 def test_it_starts_as_the_probe_of_the_encoder(shapes: tuple[Encoder, Opened]) -> None:

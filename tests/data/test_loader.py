@@ -42,7 +42,7 @@ def test_loader_order_covers_every_image_once_an_epoch() -> None:
     assert np.array_equal(loader.rows_of(1), first[4:]), "any step can be asked for at any time"
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, 3, 5])
 def test_ranks_share_the_global_batch(world: int) -> None:
     def loader(rank: int, world: int) -> Loader:
         return Loader(
@@ -88,6 +88,16 @@ def a_loader(
     arguments: dict[str, Any] = {"batch": 8, "seed": 0, "image_size": 8}
     arguments |= {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     return Loader(images, np.arange(rows), plan, **(arguments | changed))
+
+
+def test_every_process_has_a_part_of_every_micro_batch() -> None:
+    a_loader(IMAGES, rows=7, world=7)
+    with pytest.raises(ValueError, match="micro-batches of 7 images leave some of 8 processes"):
+        a_loader(IMAGES, rows=7, world=8)
+    with pytest.raises(ValueError, match="micro-batches of 4 images leave some of 5 processes"):
+        a_loader(IMAGES, world=5, accumulate=2)
+    with pytest.raises(ValueError, match="7 cannot be cut into 2 equal micro-batches"):
+        a_loader(IMAGES, rows=7, accumulate=2)
 
 
 def threads() -> list[str]:

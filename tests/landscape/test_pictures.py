@@ -22,16 +22,18 @@ def test_digits_are_split_and_in_the_unit_range() -> None:
 
 
 def test_images_of_ones_own(tmp_path: Path) -> None:
-    for i in range(8):
+    for i in range(40):
         place = tmp_path / "ab"[i % 2]
         place.mkdir(exist_ok=True)
-        Image.fromarray(np.full((12, 12, 3), 20 * i, dtype=np.uint8)).save(place / f"{i}.png")
+        Image.fromarray(np.full((12, 12, 3), 6 * i, dtype=np.uint8)).save(place / f"{i}.png")
     found = digits(str(tmp_path), label="folder")
-    assert (found.side, len(found.train), len(found.test)) == (12, 6, 2)
+    assert (found.side, len(found.train), len(found.test)) == (12, 30, 10)
     pixels = torch.cat([found.train, found.test])
-    assert sorted(pixels[:, 0].tolist()) == pytest.approx([20 * i / 255 for i in range(8)])
+    assert sorted(pixels[:, 0].tolist()) == pytest.approx([6 * i / 255 for i in range(40)])
     labels = np.concatenate([found.train_labels, found.test_labels])
-    assert sorted(labels) == [0] * 4 + [1] * 4
+    assert (labels == np.rint(255 / 6 * pixels[:, 0].numpy()) % 2).all()
+    # A folder comes class by class; both parts hold all classes.
+    assert set(found.train_labels) == set(found.test_labels) == {0, 1}
     Image.fromarray(np.zeros((12, 14, 3), dtype=np.uint8)).save(tmp_path / "a" / "wide.png")
     with pytest.raises(DataError, match="not squares of one size"):
         digits(str(tmp_path), label="folder")

@@ -34,6 +34,10 @@ def a_method(**arguments: Any) -> CBYOL:
     return method
 
 
+def drawn(method: CBYOL, mu: Tensor, batch: Views, what: str) -> Tensor:
+    return method.around.drawn(mu, batch.index, purpose=what, step=batch.step)
+
+
 def on_sphere(dim: int, concentration: float) -> CBYOL:
     encoder = build_encoder("identity", dim)
     return CBYOL(encoder, hidden=2, dim=dim, concentration=concentration).double()
@@ -53,17 +57,17 @@ def test_draws_are_those_of_the_image_the_view_and_the_step() -> None:
     method = a_method().train()
     mu = nn.functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1)
     batch, some = views(), torch.tensor([4, 1])
-    z = method.drawn(mu, batch, "one")
-    assert torch.equal(method.drawn(mu[some], batch.take(some), "one"), z[some])
-    assert not torch.allclose(method.drawn(mu, batch, "other"), z)
-    assert not torch.allclose(method.drawn(mu, views(step=3), "one"), z)
-    assert torch.equal(method.eval().drawn(mu, batch, "one"), mu)
+    z = drawn(method, mu, batch, "one")
+    assert torch.equal(drawn(method, mu[some], batch.take(some), "one"), z[some])
+    assert not torch.allclose(drawn(method, mu, batch, "other"), z)
+    assert not torch.allclose(drawn(method, mu, views(step=3), "one"), z)
+    assert torch.equal(drawn(method.eval(), mu, batch, "one"), mu)
 
 
 def test_loss_is_the_loop_over_images() -> None:
     method, batch = a_method(weight=3.0, compression=0.5), views()
     mu = [method.mean(view).detach() for view in batch.main]
-    z = [method.drawn(m, batch, f"vMF, view {i}") for i, m in enumerate(mu)]
+    z = [drawn(method, m, batch, f"vMF, view {i}") for i, m in enumerate(mu)]
     y = [nn.functional.normalize(method.teacher(view.data), dim=1) for view in batch.main]
     b = [nn.functional.normalize(method.explainer(t).detach(), dim=1) for t in y]
     log_e, log_b = (tabulated(5, k)[1] for k in (40.0, 10.0))

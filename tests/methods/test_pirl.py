@@ -86,6 +86,19 @@ def test_loss_is_the_loop_over_images_and_others(by: Any) -> None:
 
 
 @torch.no_grad()
+def test_with_a_softmax_it_is_the_cross_entropy_of_telling_the_image() -> None:
+    method = a_method(weight=0.3, softmax=True).eval()
+    index = [4, 0, 7]
+    whole = views(method, index)
+    x, y = whole.main
+    f, g = (
+        nn.functional.cross_entropy(z @ method.memory.rows.T / 0.3, torch.tensor(index)).item()
+        for z in (of_image(method, x), of_changed(method, y))
+    )
+    assert method.loss(whole, 0.0).total.item() == pytest.approx(0.3 * g + 0.7 * f, rel=1e-10)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("step", [0, 5])
 def test_random_others_are_the_steps_and_never_the_image_itself(step: int) -> None:
     method = a_method(negatives=6).eval()

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from erg import energy
 from erg.encoders import build_encoder
 from erg.methods.simclr import SimCLR
 from erg.parts.heads import OutputNorm
+from erg.schedule import Constant
 from erg.views.plan import SIMCLR, SIMCLR_SMALL
 from erg.views.types import View, Views
 
@@ -37,6 +39,41 @@ def test_loss_is_golden(golden, temperature: float) -> None:
     assert golden.agrees(f"NT-Xent, temperature {temperature}", total)
     if temperature == 0.5:
         assert golden.agrees("NT-Xent, temperature 0.5, summed over the two sides", 2 * total)
+
+
+@torch.no_grad()
+def test_with_a_memory_the_sum_runs_over_earlier_embeddings_too() -> None:
+    method, pair = a_method(temperature=0.3, memory=9).double(), views().to(torch.float64)
+    assert method.queue is not None
+    z = energy.normalise(torch.cat([method.project(view) for view in pair.main]))
+    total = 0.0
+    for i in range(12):
+        others = [z[i] @ z[k] for k in range(12) if k != i]
+        others += [z[i] @ row for row in energy.normalise(method.queue.rows)]
+        total -= float(z[i] @ z[(i + 6) % 12]) / 0.3
+        total += math.log(sum(math.exp(float(s) / 0.3) for s in others))
+    assert method.loss(pair, 0.0).total.item() == pytest.approx(total / 12, rel=1e-10)
+
+
+def test_the_memory_takes_in_what_the_teacher_makes_of_second_views() -> None:
+    method = a_method(memory=8, momentum=Constant(0.75))
+    assert method.queue is not None
+    assert method.teacher is not None
+    before = method.queue.rows.clone()
+    expected = energy.normalise(method.teacher.train()(views().main[1].data))
+    method.loss(views(), 0.0)
+    assert torch.allclose(method.queue.rows[:6], expected, atol=1e-6)
+    assert torch.equal(method.queue.rows[6:], before[6:])
+    method.eval().loss(views(), 0.0)
+    assert int(method.queue.pushed) == 6
+    student = [*method.encoder.parameters(), *method.projector.parameters()]
+    with torch.no_grad():
+        for p in student:
+            p += 1
+    old = [p.clone() for p in method.teacher.parameters()]
+    method.after_step(0.0)
+    for was, now, fast in zip(old, method.teacher.parameters(), student, strict=True):
+        assert torch.allclose(now, 0.75 * was + 0.25 * fast, atol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0])

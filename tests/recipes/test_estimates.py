@@ -100,3 +100,6 @@ def test_the_command_scales_a_measured_speed_by_operations(
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0] == str(devices)
         assert cells[2:] == [f"{hours / devices:,.0f}", f"{hours:,.0f}"]
+    estimates.main(["MoCo v2", "R50"])  # 512 devices have no batch of 256 to share
+    told = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert told == ["1", "8", "64"]

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from erg import catalog
 from erg.encoders import build_encoder, parameter_count
-from erg.recipes.needs import needs, on_meta, one_pass
+from erg.recipes import leaderboard
+from erg.recipes.needs import crops, needs, on_meta, one_pass
 from erg.train.run import Optimiser, Run
 
 
@@ -42,6 +44,28 @@ def test_operations_and_bytes_of_a_run_add_up() -> None:
     plain = replace(run, optimiser=Optimiser(name="sgd"))
     assert needs(plain).state == held + 8 * parameter_count(method)
     assert found.encoder == sum(p.numel() for p in method.encoder.parameters())
+
+
+def test_each_network_of_moco_sees_one_view() -> None:
+    small = {"encoder": "conv", "encoder_args": {"width": 4, "stages": 1}, "image_size": 16}
+    moco = Run(method="MoCo", method_args={"queue": 8, "dim": 4}, batch=16, steps=10, **small)
+    once, _, kept = one_pass(on_meta(moco).encoder, 16)
+    found = needs(moco)
+    assert found.operations == 3 * once + once
+    assert found.activations == kept
+
+
+def test_tiles_are_images_of_their_own() -> None:
+    run = leaderboard.pirl("R50")
+    assert crops(run, on_meta(run))[0] == [224] + [56] * 9
+
+
+def test_banks_hold_a_row_of_every_image() -> None:
+    for row in leaderboard.ROWS:
+        run = row.run()
+        if "size" in catalog.arguments(catalog.find(run.method)):
+            assert run.method_args["size"] == leaderboard.IMAGENET
+    assert needs(leaderboard.instance_discrimination("R50")).state > 4 * 128 * leaderboard.IMAGENET
 
 
 def test_resnet_50_takes_the_operations_everybody_counts() -> None:

@@ -1,5 +1,7 @@
 """Health is seen, said in words, and changes nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,21 @@ def test_a_constant_encoder_is_called_collapsed(watched) -> None:
     seen = health.look(method, 50)
     assert seen["std"] == pytest.approx(0, abs=1e-6)
     assert "Collapse" in seen["warning"]
+
+
+def test_codes_that_are_all_equal_are_called_collapsed(watched) -> None:
+    """The encoder keeps its spread and rank; the loss stands at the logarithm of k."""
+    run, what = watched
+    method = replace(run, method="SwAV", method_args={"prototypes": 8, "small_crops": 0}).build()
+    health = Health()
+    health.start(what)
+    assert "warning" not in health.look(method, 0)
+    assert "warning" not in health.look(method, 10)
+    with torch.no_grad():
+        method.projector[-1].weight.zero_()
+        method.projector[-1].bias.fill_(1.0)
+    seen = health.look(method, 50)
+    assert seen["warning"].startswith("Collapse: all pairs have the same energy")
 
 
 def test_words() -> None:

@@ -33,6 +33,7 @@ TINY = {**VIT[1], "depth": 2}
 CROPS = {**TINY, "dynamic_img_size": True}
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "simclr": ("SimCLR", VIT[0], TINY, {}),
+    "sgd": ("SimCLR", VIT[0], TINY, {"optimiser": Optimiser(name="sgd", lr=0.1)}),
     "dino": ("DINO", VIT[0], CROPS, {"accumulate": 2}),
     "mae": ("MAE", VIT[0], TINY, {}),
     "regnet": (

@@ -1,6 +1,7 @@
 """Masks and tiles: as many as asked for, each equally likely, each image its own."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,19 @@ def test_blocks_hide_exactly(grid: tuple[int, int], ratio: float) -> None:
     hidden = block_mask(masking, 0, 0, INDEX[:200], 0).hidden
     assert hidden.shape == (200, 1, grid[0] * grid[1])
     assert (hidden.sum(dim=2) == masking.hidden).all()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 120 / 196, 0.95])
+def test_inverse_blocks_show_what_blocks_would_hide(ratio: float) -> None:
+    masking = Masking(grid=(14, 14), ratio=ratio, kind="inverse", masked=0.5)
+    found = draw_mask(masking, 3, 1, 0, INDEX[:200], 0).hidden[:, 0]
+    counts = found.sum(dim=1)
+    assert set(counts.tolist()) == {0, masking.hidden} if ratio else not counts.any()
+    others = replace(masking, ratio=1 - ratio, kind="blocks", masked=1.0) if ratio else None
+    if others is not None:
+        shown = block_mask(others, 3, 1, INDEX[:200], 0).hidden[:, 0]
+        rows = counts > 0
+        assert torch.equal(~found[rows], shown[rows])
 
 
 def test_blocks_are_the_loop_over_rectangles() -> None:

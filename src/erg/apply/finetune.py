@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from torch import nn
 from torch.optim import AdamW
 
 from erg import energy
@@ -19,6 +20,7 @@ from erg.classifiers import Classifier
 from erg.data.loader import Loader
 from erg.encoders import Encoder, build_encoder
 from erg.evaluate.linear import fit_probe
+from erg.parts.norm import BatchNorm
 from erg.schedule import WarmupCosine
 from erg.train.features import computing_in, plain_attention
 from erg.train.optim import groups
@@ -65,6 +67,7 @@ def finetune(
     rows: Int[np.ndarray, " n"],
     tuning: Tuning = STANDARD,
     *,
+    projector: nn.Sequential | None = None,
     autocast: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Classifier:
@@ -78,6 +81,7 @@ def finetune(
         opened: data with labels.
         rows: to learn from; each has a label.
         tuning: how.
+        projector: layers that stay between them, of `first_layers`; not changed.
         autocast: half-precision type to compute in.
         progress: called with (steps done, steps in all).
 
@@ -94,7 +98,7 @@ def finetune(
         torch.manual_seed(tuning.seed)
         classes, codes = np.unique(opened.labels[rows], return_inverse=True)
         names = tuple(opened.classes[c] for c in classes)
-        model = Classifier(copy.deepcopy(encoder), names).to(device)
+        model = Classifier(*copy.deepcopy((encoder, names, projector))).to(device)
         _start_as_probe(model, opened, rows, codes, tuning.seed)
         model.requires_grad_(True)  # encoders of methods that train none are frozen
         optimiser = AdamW(groups(model, tuning.weight_decay), lr=tuning.lr)
@@ -129,7 +133,8 @@ def _start_as_probe(
     seed: int,
 ) -> None:  # fmt: skip
     """Multinomial logistic regression on the encoder as it is, standardisation folded in."""
-    vectors = vectors_of(model.encoder, model.encoder, model.encoder, opened, rows)
+    module = model.encoder if model.projector is None else model
+    vectors = vectors_of(model.features, module, model.encoder, opened, rows)
     probe = fit_probe(vectors, codes, groups=opened.manifest.hashes[rows], seed=seed)
     weight = probe.weight / probe.scale
     model.head.weight.copy_(torch.from_numpy(weight))
@@ -143,6 +148,17 @@ def afresh(encoder: Encoder, *, seed: int = 0) -> Encoder:
         made = build_encoder(encoder.name, encoder.image_size, **encoder.arguments)
     made.mean, made.std = encoder.mean, encoder.std
     return made.eval()
+
+
+def projector_afresh(kept: nn.Sequential, *, seed: int = 0) -> nn.Sequential:
+    """The same layers with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = copy.deepcopy(kept)
+        for layer in made:
+            if isinstance(layer, nn.Linear | BatchNorm):
+                layer.reset_parameters()
+    return made
 
 
 def few(

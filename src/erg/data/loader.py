@@ -43,7 +43,8 @@ class Loader:
         mean: per channel, subtracted from values in [0, 1].
         std: per channel, by which they are then divided.
         rank: of this process.
-        world: number of processes; process r takes items r, r + world, ... of each batch.
+        world: number of processes; process r takes items r, r + world, ... of each batch, so that
+            some may have one more than others.
         accumulate: micro-batches per step.
         threads: that make views; 0 makes them in the calling thread.
         output: numbers of the views (see `make_views`); vectors are always float32. Views in
@@ -76,10 +77,15 @@ class Loader:
         self.rank, self.world = rank, world
         self.output: Output = output
         self.pin = pin and torch.cuda.is_available()
-        if self.batch % (world * accumulate):
+        if self.batch % accumulate:
             raise ValueError(
-                f"a batch of {self.batch} cannot be shared evenly by {world} processes times "
-                f"{accumulate} micro-batches. Choose a batch they divide."
+                f"a batch of {self.batch} cannot be cut into {accumulate} equal micro-batches. "
+                "Choose a batch that they divide."
+            )
+        if self.batch // accumulate < world:
+            raise ValueError(
+                f"micro-batches of {self.batch // accumulate} images leave some of {world} "
+                "processes without any. Choose a larger batch, or fewer processes."
             )
         self.pool = ThreadPoolExecutor(threads) if threads else None
         self.steps_per_epoch = len(self.rows) // self.batch

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "wells": ("planes.Wells", "F1: k-means on a spiral, an energy with exactly k wells"),
-    "slices": ("planes.Slices", "F2: three y2 for every y1, all of them found"),
+    "slices": ("planes.Slices", "F2: three y2 for one y1, all of them found"),
     "topography": ("descents.Topography", "F3: a poor energy, corruption, kick and descent"),
     "contrastive": ("descents.Contrastive", "F3: contrastive divergence while it trains"),
     "travel": ("denoisers.Travel", "F4: where a denoising autoencoder moves points, and how far"),
-    "score": ("denoisers.Score", "F4: the same field beside the slope of the true density"),
+    "score": ("denoisers.Score", "F4: the same field beside the score of the blurred data"),
     "queries": ("planes.Queries", "T07: completion of y2 from y1, projection on the manifold"),
     "training": ("descents.Training", "energies before and after, any --method on any --world"),
     "inference": ("angles.Inference", "F5: finding the latent of an ellipse, in z and in y"),
@@ -41,7 +41,7 @@ FIGURES = {
     "roll": ("manifolds.Roll", "F25: a rolled-up sheet, by PCA and by an autoencoder"),
     "reduction": ("codes.Reduction", "F25: scree, biplot, and four maps of the same digits"),
     "traversal": ("codes.Traversal", "F25: what the decoder makes of a plane of codes"),
-    "speech": ("signals.Speech", "F25: spectrograms noisy, denoised and clean"),
+    "speech": ("signals.Speech", "F25: spectrograms of made voices, noisy, denoised and clean"),
     "overlay": ("signals.Overlay", "F25: text and holes over pictures, before and after"),
     "anomalies": ("restoring.Anomalies", "F25: errors from lowest to highest, and the ROC curve"),
     "leaderboard": ("leaderboard.Leaderboard", "F25: a leaderboard of methods on digits"),

@@ -98,7 +98,7 @@ class Inference(Figure):
         canvas.dots(ax, self.samples, size=26)
         ax.plot(*self.way_in_y.T, color=colours[1], marker=".")
         ax.annotate("$y_{23}$", self.samples[23], (6, -12), textcoords="offset points")
-        ax.set(title="24 samples; inference, in y", xlabel="$y_1$", aspect="equal")
+        ax.set(title="24 samples; inference, in y", xlabel="$y_1$", ylabel="$y_2$", aspect="equal")
         axes["all"].plot(self.angles, self.of_samples.T, color=colours[0], linewidth=0.8)
         axes["all"].set(title="$E(y_i, z)$ of all samples", xlabel="z", ylabel="E")
         ax = axes["one"]
@@ -109,7 +109,7 @@ class Inference(Figure):
         ax.plot(z, self.of_way, ".", color=colours[1])
         ax.plot(z[-1], self.of_way[-1], "x", color=colours[3], markersize=10)
         ax.annotate("start", (z[0], self.of_way[0]), (6, 4), textcoords="offset points")
-        ax.set(title="$E(y_{23}, z)$: from start to argmin", xlabel="z")
+        ax.set(title="$E(y_{23}, z)$: from start to argmin", xlabel="z", ylabel="E")
         ax = axes["grid"]
         ax.plot(*self.ring.T, color=canvas.theme.quiet, linewidth=1)
         canvas.dots(ax, self.coarse, canvas.theme.quiet, 4)
@@ -120,8 +120,10 @@ class Inference(Figure):
             axes["chosen"].plot(
                 self.angles[best], self.of_chosen[i][best], "x", color=colours[i], markersize=10
             )
-        ax.set(title="425 points, five of them chosen", xlabel="$y_1$", aspect="equal")
-        axes["chosen"].set(title="their E(y, z), crosses at argmin", xlabel="z")
+        ax.set(
+            title="425 points, five of them chosen", xlabel="$y_1$", ylabel="$y_2$", aspect="equal"
+        )
+        axes["chosen"].set(title="their E(y, z), crosses at argmin", xlabel="z", ylabel="E")
         ax = axes["map"]
         canvas.map(ax, self.where, self.levels, top=2, contours=7, bar="$F_\\infty$")
         canvas.arrows(ax, self.coarse, -0.06 * self.slope, "#7de3ff", width=0.002)
@@ -218,7 +220,9 @@ class FreeEnergies(Figure):
         for weight, name in zip(self.weights, ("$y_{23}$", "$y_{10}$", "the middle"), strict=True):
             axes["weights"].plot(self.angles, weight, label=name)
         top = 1.3 * float(self.weights.max())  # room for the legend
-        axes["weights"].set(title=f"softmin over z, $\\beta$ = {WARM:g}", xlabel="z", ylim=(0, top))
+        axes["weights"].set(
+            title=f"softmin over z, $\\beta$ = {WARM:g}", xlabel="z", ylabel="weight", ylim=(0, top)
+        )
         axes["weights"].legend(loc="upper center", ncols=3, fontsize=9)
         ax, shades = axes["section"], np.linspace(0.15, 0.9, len(self.betas))
         from matplotlib import colormaps
@@ -230,7 +234,7 @@ class FreeEnergies(Figure):
             self.line, self.families[0][0], color=canvas.theme.quiet, linestyle=":",
             label="$\\infty$, untrained",
         )  # fmt: skip
-        ax.set(title="$F_\\beta(0, y_2)$, trained, from cold to hot", xlabel="$y_2$")
+        ax.set(title="$F_\\beta(0, y_2)$, trained, from cold to hot", xlabel="$y_2$", ylabel="F")
         ax.legend(title="$\\beta$", fontsize=8)
 
 

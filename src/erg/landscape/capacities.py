@@ -10,7 +10,7 @@ from erg import noise
 from erg.landscape import worlds
 from erg.landscape.draw import Canvas, Figure
 from erg.landscape.fields import Grid, along, energy_map, energy_of, grid
-from erg.landscape.learn import MLP, learn, method
+from erg.landscape.learn import MLP, check_steps, learn, method
 from erg.landscape.pictures import mlp
 
 LATENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -46,6 +46,7 @@ class Capacity(Figure):
 
     @classmethod
     def compute(cls, *, seed: int = 0, steps: int = 3000) -> "Capacity":
+        check_steps(steps, 20)
         points, where = worlds.moons(1000, seed), grid((-3.2, 3.2), (-2.6, 2.6), (104, 128))
         maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name, both in LATENTS.items():

@@ -15,7 +15,7 @@ from erg.evaluate.trustworthiness import faithful
 from erg.explore.neighbours import diverse
 from erg.explore.project import project, projections
 from erg.landscape.draw import Canvas, Figure, sheet
-from erg.landscape.learn import learn, method
+from erg.landscape.learn import check_steps, learn, method
 from erg.landscape.pictures import digits, mlp, pairs_of_classes
 
 
@@ -46,6 +46,7 @@ class Latent(Figure):
     def compute(
         cls, *, seed: int = 0, data: str | None = None, label: str = "label", steps: int = 2000
     ) -> "Latent":
+        check_steps(steps, 10)
         found = digits(data, label=label)
         test, labels, side = found.test[:400], found.test_labels[:400], found.side
         model: Any = method(
@@ -72,7 +73,7 @@ class Latent(Figure):
         return cls(
             samples.reshape(64, side, side).numpy(), walk.reshape(16, side, side).numpy(),
             fade.reshape(16, side, side).numpy(), [project(code, seed=seed).xy for code in codes],
-            tuple(128 * step // len(found.train) for step in looks), labels,
+            tuple(step // (len(found.train) // 128) for step in looks), labels,
             tuple(same_class(code, labels) for code in codes),
             *(float(torch.cdist(y, found.train).amin(dim=1).mean()) for y in (samples, uniform)),
         )  # fmt: skip
@@ -98,7 +99,7 @@ class Latent(Figure):
             canvas.classes(ax, xy, self.labels)
             ax.set(
                 xticks=[], yticks=[],
-                title=f"codes after {self.epochs[i]} epochs: {100 * self.purity[i]:.0f} % same",
+                title=f"epoch {self.epochs[i]}: {100 * self.purity[i]:.0f} % of 6 neighbours same",
             )  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def frame(corner: tuple[float, float], side: int, colour: str) -> Any:
 @dataclass(frozen=True, eq=False)
 class Reduction(Figure):
     """Variances and loadings of standardised features, and the same digits laid out in the plane
-    by four means, with the share of neighbours that are true ones (trustworthiness)."""
+    by four means, with their trustworthiness (1: who is near on the map is near in truth)."""
 
     size = (13.5, 7.4)
     variances: np.ndarray
@@ -285,9 +286,12 @@ class Traversal(Figure):
         order = np.random.default_rng(0).permutation(across**2)
         mixed = self.pictures.reshape(across**2, -1)[order]
         return {
-            "squared difference of neighbours on the plane": float(
-                (np.diff(rows, axis=1) ** 2).mean()
-            ),
+            **{
+                f"squared difference of neighbours along {z}": float(
+                    (np.diff(rows, axis=axis) ** 2).mean()
+                )
+                for axis, z in ((1, "z1"), (0, "z2"))
+            },
             "squared difference of two at random": float((np.diff(mixed, axis=0) ** 2).mean()),
         }
 

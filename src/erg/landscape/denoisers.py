@@ -27,6 +27,7 @@ class Travel(Figure):
     on_data: np.ndarray
     beside: np.ndarray
     ridge: np.ndarray
+    halfway: float
 
     @classmethod
     def compute(cls, *, seed: int = 0, steps: int = 4000) -> "Travel":
@@ -45,7 +46,7 @@ class Travel(Figure):
         return cls(
             where, found.move, found.travel, points[::10].numpy(), given.numpy(),
             r(given).detach().numpy(), field(r, points).travel, field(r, outwards(t, 0.25)).travel,
-            ridge.min(axis=0),
+            ridge.min(axis=0), float(shares[torch.from_numpy(ridge.argmin(axis=0))].mean()),
         )  # fmt: skip
 
     def facts(self) -> dict[str, float]:
@@ -53,6 +54,7 @@ class Travel(Figure):
             "mean travel of the data": float(self.on_data.mean()),
             "mean travel a quarter of the way to the next arm": float(self.beside.mean()),
             "mean travel on the ridge between two arms": float(self.ridge.mean()),
+            "share of the way to the next arm where the ridge is": self.halfway,
         }
 
     def draw(self, canvas: Canvas) -> None:
@@ -126,7 +128,7 @@ class Score(Figure):
         fine = grid((-2.6, 2.6), (-2.1, 2.6))
         named = (
             (self.learned, f"$(r(x) - x) / s^2$, learned: cosine {self.cosine:.3f}"),
-            (self.exact, "$\\nabla \\log p(x)$, exact"),
+            (self.exact, "$\\nabla \\log p_s(x)$, exact; $p_s$: the data blurred by s"),
         )
         for ax, (arrows, title) in zip(both, named, strict=True):
             canvas.map(ax, fine, self.levels, top=8)

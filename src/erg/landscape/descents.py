@@ -9,8 +9,8 @@ import torch
 from erg import catalog
 from erg.landscape import worlds
 from erg.landscape.draw import Canvas, Figure
-from erg.landscape.fields import Grid, along, descend, energy_map, energy_of, grid, kicked
-from erg.landscape.learn import MLP, learn, method
+from erg.landscape.fields import Grid, along, descend, energy_map, energy_of, grid, kicked, wells
+from erg.landscape.learn import MLP, check_steps, learn, method
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Topography(Figure):
     ways: np.ndarray
     of_starts: np.ndarray
     of_ways: np.ndarray
+    wells: int
 
     @classmethod
     def compute(cls, *, seed: int = 0) -> "Topography":
@@ -45,11 +46,13 @@ class Topography(Figure):
             where, levels, points.numpy(), points[int(along(energy, points).argmax())].numpy(),
             where.points[lowest].numpy(), starts.numpy(), kicked(starts, 0.7, seed + 1).numpy(),
             ways.numpy(), along(energy, starts), along(energy, flat).reshape(ways.shape[:2]),
+            len(wells(energy, where)),
         )  # fmt: skip
 
     def facts(self) -> dict[str, float]:
         down = float(np.diff(self.of_ways, axis=0).max())
         return {
+            "wells": self.wells,
             "largest rise of F on a way down": down,
             "mean F where the ways start": float(self.of_ways[0].mean()),
             "mean F where they end, to be pushed up": float(self.of_ways[-1].mean()),
@@ -71,7 +74,7 @@ class Topography(Figure):
             (self.too_low, "is low, should be high", (0.6, -4.4)),
         ):
             left.annotate(text, place, there, bbox=box, arrowprops=pointer, fontsize=9)
-        left.set(ylabel="$y_2$", title="corruption: from the data to where F should be higher")
+        left.set(ylabel="$y_2$", title="corruption: data moved at random")
         for i, way in enumerate(self.ways.transpose(1, 0, 2)):
             right.plot(*np.stack([self.starts[i], way[0]]).T, color=green, linestyle=":")
             right.plot(*way.T, color=green, linewidth=1.6)
@@ -95,6 +98,7 @@ class Contrastive(Figure):
 
     @classmethod
     def compute(cls, *, seed: int = 0, steps: int = 600) -> "Contrastive":
+        check_steps(steps, 10)
         points = worlds.moons(1000, seed)
         model: Any = method("ContrastiveDivergence", 2, seed=seed, steps=12, **MLP)
         where = grid((-3.2, 3.2), (-2.6, 2.6), (130, 160))
@@ -158,7 +162,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Training(Figure):
-    """The energy of a method before and after training: it falls on the data and not elsewhere."""
+    """The energy of a method before and after training: on the data it ends lower than on
+    most of the plane."""
 
     size = (11.6, 5.2)
     where: Grid

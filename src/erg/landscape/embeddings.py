@@ -12,7 +12,7 @@ from erg.encoders import IMAGENET_MEAN, IMAGENET_STD
 from erg.evaluate.rank import effective_rank
 from erg.landscape import worlds
 from erg.landscape.draw import Canvas, Figure
-from erg.landscape.learn import MLP, learn, method
+from erg.landscape.learn import MLP, check_steps, learn, method
 from erg.landscape.pictures import photograph
 from erg.train.run import Optimiser
 from erg.views.pixels import Pixels
@@ -42,6 +42,7 @@ class Collapse(Figure):
 
     @classmethod
     def compute(cls, *, seed: int = 0, steps: int = 400) -> "Collapse":
+        check_steps(steps, 20)
         points = worlds.mixture(1500, seed)
         jitter = two_views(replace(WHOLE, noise=0.2))
         every = steps // 20

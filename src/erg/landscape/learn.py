@@ -46,6 +46,19 @@ def method(
     return run.build()
 
 
+def check_steps(steps: int, least: int) -> None:
+    """Refuse a training too short for a figure that shows parts of it.
+
+    Raises:
+        ValueError: fewer steps than the least number.
+    """
+    if steps < least:
+        raise ValueError(
+            f"this figure shows parts of its training, for which {steps} steps are too few. Use "
+            f"{least} or more."
+        )
+
+
 def learn(
     untrained: Method,
     points: Float[Tensor, "n d"] | InMemory,

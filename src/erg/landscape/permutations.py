@@ -87,7 +87,7 @@ class Permutations(Figure):
         right.plot(self.counts, self.nearest_random, marker="o", label="at random")
         right.set(
             xscale="log", xlabel="orders of 9 tiles", ylabel="tiles that differ",
-            ylim=(-0.3, 9.5), title="the two orders most alike: how hard the puzzle is",
+            ylim=(-0.3, 9.5), title="tiles in which the two orders most alike differ",
         )  # fmt: skip
         right.legend(loc="upper right")
 

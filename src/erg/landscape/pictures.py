@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from torch import Tensor
 
 from erg.data.source import DataError, open_source
+from erg.views.random import permutation
 
 
 class Digits(NamedTuple):
@@ -40,7 +41,7 @@ def digits(data: str | None = None, *, label: str = "label", at_most: int = 4000
     Args:
         data: what `open_source` opens; each image is made grey and square.
         label: where their labels are found.
-        at_most: images taken, the first ones.
+        at_most: images taken, drawn at random.
 
     Raises:
         DataError: nothing usable is there, or the images have different sizes.
@@ -52,12 +53,12 @@ def digits(data: str | None = None, *, label: str = "label", at_most: int = 4000
         source = open_source(data, label=label)
         if source.kind != "image":
             raise DataError(f"{data} holds vectors, and this figure shows images. Give images.")
-        count = min(at_most, len(source))
-        images = [source.read(i, 28).mean(axis=2) / 255 for i in range(count)]
+        rows = permutation(0, len(source))[:at_most]  # folders come class by class
+        images = [source.read(int(i), 28).mean(axis=2) / 255 for i in rows]
         if len({image.shape for image in images}) > 1 or images[0].shape[0] != images[0].shape[1]:
             raise DataError(f"the images of {data} are not squares of one size. Give such ones.")
         pixels = np.stack(images)
-        labels = np.unique([str(source.label(i)) for i in range(count)], return_inverse=True)[1]
+        labels = np.unique([str(source.label(int(i))) for i in rows], return_inverse=True)[1]
     flat = torch.from_numpy(pixels.reshape(len(pixels), -1)).float()
     cut = 3 * len(flat) // 4
     return Digits(flat[:cut], flat[cut:], labels[:cut], labels[cut:], pixels.shape[1])

@@ -63,7 +63,7 @@ class Wells(Figure):
         canvas.dots(ax, self.prototypes, "white", 14, edgecolors="black")
         ax.set(
             xlabel="$y_1$", ylabel="$y_2$",
-            title=f"k-means on a spiral: {len(self.bottoms)} wells, as many as prototypes",
+            title=f"{len(self.prototypes)} prototypes on a spiral, {len(self.bottoms)} wells",
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from erg.evaluate.auroc import auroc
 from erg.evaluate.restoration import biharmonic_fill
 from erg.landscape.draw import Canvas, Figure, sheet, stretched
 from erg.landscape.fields import along, energy_of
-from erg.landscape.learn import learn, method
+from erg.landscape.learn import check_steps, learn, method
 from erg.landscape.pictures import digits, mlp, pairs_of_classes
 
 
@@ -40,6 +40,7 @@ class Denoising(Figure):
     def compute(
         cls, *, seed: int = 0, data: str | None = None, label: str = "label", steps: int = 2500
     ) -> "Denoising":
+        check_steps(steps, 20)
         found = digits(data, label=label)
         x, test, side = 2 * found.train - 1, 2 * found.test[:100] - 1, found.side
         name = "DenoisingAutoencoder"
@@ -59,10 +60,10 @@ class Denoising(Figure):
         hidden = drawn < 0
         noisy = torch.where(hidden, 0.0, test)
         with torch.no_grad():
-            restored = wide.reconstruct(noisy)
+            restored = wide.reconstruct(noisy).clamp(-1, 1)
         square = (len(test), side, side)
         filled = np.stack([
-            biharmonic_fill(image, mask)[:, :, 0] for image, mask in
+            biharmonic_fill(image, mask)[:, :, 0].clip(-1, 1) for image, mask in
             zip(noisy.reshape(*square, 1).numpy(), hidden.reshape(square).numpy(), strict=True)
         ])  # fmt: skip
         errors = [
@@ -72,7 +73,7 @@ class Denoising(Figure):
         kinds = [kernels(model, side) for model in (narrow, wide)]
         rows = [t[:8].reshape(8, side, side).numpy() for t in (test, hidden, noisy, restored)]
         return cls(
-            rows[0], tuple(128 * step // len(x) for step in looks),
+            rows[0], tuple(step // (len(x) // 128) for step in looks),
             np.stack(made).reshape(4, 8, side, side), kinds[0], kinds[1], rows[1], rows[2],
             rows[3], filled[:8], (errors[0], errors[1], errors[2]),
         )  # fmt: skip
@@ -99,7 +100,7 @@ class Denoising(Figure):
         axes["noisy"].set_title("lost pixels, input, autoencoder, biharmonic (told which), truth")
         for name, kernel, title in (
             ("narrow", self.narrow, "kernels of 30 units, nothing lost in training"),
-            ("wide", self.wide, "kernels of 500 units, half of the pixels lost"),
+            ("wide", self.wide, "kernels of 60 of 500 units, half of the pixels lost"),
         ):
             canvas.image(axes[name], sheet(stretched(kernel), 10), "RdGy", vmin=-1, vmax=1)
             axes[name].set_title(title)

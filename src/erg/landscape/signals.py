@@ -78,7 +78,9 @@ class Speech(Figure):
         for ax, name in zip(panels, self.levels, strict=True):
             ax.set(xlabel="time [s]", title=name)
         gain = self.ratios["erg"] - self.ratios["noisy"]
-        panels[1].set_title(f"denoised: {gain:+.1f} dB SI-SDR (Wiener: {self.over_wiener:+.1f})")
+        panels[1].set_title(
+            f"denoised: mean SI-SDR {gain:+.1f} dB (Wiener: {self.over_wiener:+.1f})"
+        )
         panels[0].set_ylabel("frequency [kHz]")
         canvas.picture.colorbar(images[0], ax=panels, label="level [dB]", pad=0.01)
 

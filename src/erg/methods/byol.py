@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
+from erg.parts.crops import byol_views
 from erg.parts.heads import mlp
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -46,9 +47,7 @@ class BYOL(Method):
         self.teacher = Teacher(nn.Sequential(encoder, self.projector))
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < LARGE:
-            return two_views(SIMCLR_SMALL)
-        return two_views(BYOL_FIRST, BYOL_SECOND)
+        return byol_views(self.encoder.image_size)
 
     def predict(self, view: View) -> Float[Tensor, "b d"]:
         return self.predictor(self.projector(self.encoder(view.data)))

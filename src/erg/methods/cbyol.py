@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
+from erg.parts.crops import byol_views
 from erg.parts.heads import mlp
 from erg.parts.teacher import Teacher
 from erg.parts.von_mises_fisher import VonMisesFisher
 from erg.schedule import Cosine, Schedule
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -64,9 +65,7 @@ class CBYOL(Method):
         self.explained = VonMisesFisher(dim, backward)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < LARGE:
-            return two_views(SIMCLR_SMALL)
-        return two_views(BYOL_FIRST, BYOL_SECOND)
+        return byol_views(self.encoder.image_size)
 
     def mean(self, view: View) -> Float[Tensor, "b d"]:
         """mu, the mean direction of z."""
@@ -85,7 +84,10 @@ class CBYOL(Method):
         main = views.need(2)
         mu = [self.mean(view) for view in main]
         taught = [self.teach(view) for view in main]
-        z = [self.drawn(mu[i], views, f"vMF, view {i}") for i in (0, 1)]
+        z = [
+            self.around.drawn(mu[i], views.index, purpose=f"vMF, view {i}", step=views.step)
+            for i in (0, 1)
+        ]
         invariance = self.fits(z[0], taught[1]) + self.fits(z[1], taught[0])
         residual = self.residual(z[0], mu[0], taught[0]) + self.residual(z[1], mu[1], taught[1])
         return Loss(
@@ -101,12 +103,6 @@ class CBYOL(Method):
         """log e(z | x) - log b(z | x')."""
         mean = energy.normalise(self.explainer(taught))
         return self.around.log_density(z, mu) - self.explained.log_density(z, mean)
-
-    def drawn(self, mu: Float[Tensor, "b d"], views: Views, what: str) -> Float[Tensor, "b d"]:
-        """z ~ vMF(mu, k_e), with a gradient to mu; in evaluation mu itself."""
-        if not self.training:
-            return mu
-        return self.around.drawn(mu, views.index, purpose=what, step=views.step)
 
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.momentum(progress))

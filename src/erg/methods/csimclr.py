@@ -71,7 +71,10 @@ class CSimCLR(Method):
 
     def loss(self, views: Views, progress: float) -> Loss:
         first, second = (self.mean(view) for view in views.need(2))
-        z = [self.drawn(mu, views, f"vMF, view {i}") for i, mu in enumerate((first, second))]
+        z = [
+            self.around.drawn(mu, views.index, purpose=f"vMF, view {i}", step=views.step)
+            for i, mu in enumerate((first, second))
+        ]
         residual = self.residual(z[0], first, second) + self.residual(z[1], second, first)
         x, y = distributed.gather(first), distributed.gather(second)  # [global d]
         queries = torch.cat([distributed.gather(each) for each in z]) * self.explained.concentration
@@ -89,9 +92,3 @@ class CSimCLR(Method):
     ) -> Float[Tensor, " b"]:
         """log e(z | x) - log b(z | y)."""
         return self.around.log_density(z, mu) - self.explained.log_density(z, other)
-
-    def drawn(self, mu: Float[Tensor, "b d"], views: Views, what: str) -> Float[Tensor, "b d"]:
-        """z ~ vMF(mu, k_e), with a gradient to mu; in evaluation mu itself."""
-        if not self.training:
-            return mu
-        return self.around.drawn(mu, views.index, purpose=what, step=views.step)

@@ -1,7 +1,5 @@
 """DeepCluster v2 (Caron et al. 2020, SwAV, section 4 and appendix)."""
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -11,9 +9,9 @@ from erg import distributed, energy, inference
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Memory
-from erg.parts.crops import by_size
+from erg.parts.crops import by_size, swav_crops
 from erg.parts.heads import mlp
-from erg.views.plan import LARGE, SIMCLR_SMALL, SWAV_GLOBAL, SWAV_LOCAL, Plan
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -74,10 +72,7 @@ class DeepCluster(Method):
         self.register_buffer("centroids", energy.normalise(torch.randn(heads, clusters, dim)))
 
     def plan(self) -> Plan:
-        if self.encoder.image_size >= LARGE:
-            return Plan(main=(SWAV_GLOBAL,) * 2, local=(SWAV_LOCAL,) * self.small_crops)
-        local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
-        return Plan(main=(SIMCLR_SMALL,) * 2, local=(local,) * self.small_crops)
+        return swav_crops(self.encoder.image_size, self.small_crops)
 
     def embed(self, *crops: View) -> Float[Tensor, "all d"]:
         return energy.normalise(self.projector(by_size(self.encoder, crops)))

@@ -40,7 +40,8 @@ class DINO(Method):
         teacher_end: T' after the warm-up.
         warmup: progress until which T' moves from start to end in a straight line, in [0, 1].
         centre: momentum of c.
-        momentum: m, from the first step to the last.
+        momentum: m, from the first step to the last (0.996 is for batches of 1,024; the authors
+            advise 0.9995 for 256).
         freeze: progress until which the directions stay fixed, in [0, 1].
         small_crops: number of small crops per image.
     """

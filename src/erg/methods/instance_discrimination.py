@@ -32,7 +32,8 @@ class InstanceDiscrimination(Method):
     Checked against: the golden number of NCE; loops over the memory.
 
     Args:
-        size: n, rows of the memory: the number of images.
+        size: n, rows of the memory: the number of images. Those of images held out stay random
+            directions.
         negatives: k, of noise contrastive estimation (4,096 in the paper); 0 for the full softmax.
         temperature: T, of the softmax over images.
         momentum: share of m_i that stays.

@@ -8,9 +8,10 @@ from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Queue
+from erg.parts.crops import byol_views
 from erg.parts.heads import mlp
 from erg.parts.norm import BatchNorm
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -56,9 +57,7 @@ class NNCLR(Method):
         self.queue = Queue(queue, dim, random=True)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < LARGE:
-            return two_views(SIMCLR_SMALL)
-        return two_views(BYOL_FIRST, BYOL_SECOND)
+        return byol_views(self.encoder.image_size)
 
     def project(self, view: View) -> Float[Tensor, "b d"]:
         return self.projector(self.encoder(view.data))

@@ -34,7 +34,8 @@ class PIRL(Method):
     the momentum, what is remembered and the heads.
 
     Args:
-        size: rows of the memory: the number of images.
+        size: rows of the memory: the number of images. Those of images held out stay random
+            directions.
         by: what y is: tiles (jigsaw), a turn (rotation), or tiles of the turned image (both).
         grid: rows, and columns, of tiles; 0 takes 3, and 2 for images of less than 64 pixels.
         gap: smallest distance of two tiles [fraction of a cell's side]; 1 of 85 pixels.
@@ -43,8 +44,9 @@ class PIRL(Method):
         negatives: number of D; all other images where there are no more.
         temperature: T, of the softmax.
         momentum: share of m_i that stays.
-        hidden: width of a hidden layer in both heads, as in the authors' later runs, which have
-            another loss (InfoNCE, T = 0.1); 0 for none, as in the paper [features].
+        hidden: width of a hidden layer in both heads, as in the authors' later runs; 0 for none, as
+            in the paper [features].
+        softmax: whether the loss is -log h_i alone (InfoNCE), as in those runs, with T = 0.1.
         dim: width of f(x) and g(y) [features].
     """
 
@@ -64,11 +66,12 @@ class PIRL(Method):
         temperature: float = 0.07,
         momentum: float = 0.5,
         hidden: int = 0,
+        softmax: bool = False,
         dim: int = 128,
     ) -> None:
         super().__init__(encoder)
         self.by, self.weight, self.negatives = by, weight, negatives
-        self.temperature, self.momentum = temperature, momentum
+        self.temperature, self.momentum, self.softmax = temperature, momentum, softmax
         grid = grid or (3 if encoder.image_size >= 64 else 2)
         tiles = Tiles(grid=(grid, grid), gap=gap, jitter=jitter)
         self.tiles = None if by == "rotation" else tiles
@@ -108,6 +111,8 @@ class PIRL(Method):
             scores = energy.products(z, remembered) / self.temperature  # [some D]
             scores = scores.masked_fill(others == index[:, None], float("-inf"))
             log_sum = torch.logaddexp(-own, scores.logsumexp(dim=1))
+            if self.softmax:
+                return log_sum
             h = (scores - log_sum[:, None]).exp().clamp_max(1 - 1e-6)
             return log_sum - (-h).log1p().sum(dim=1)
 

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
+from erg.parts.crops import byol_views
 from erg.parts.heads import mlp
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -59,9 +60,7 @@ class RELIC(Method):
         self.teacher = Teacher(nn.Sequential(encoder, self.projector)) if teacher else None
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < LARGE:
-            return two_views(SIMCLR_SMALL)
-        return two_views(BYOL_FIRST, BYOL_SECOND)
+        return byol_views(self.encoder.image_size)
 
     def query(self, view: View) -> Float[Tensor, "b d"]:
         return energy.normalise(self.projector(self.encoder(view.data)))
@@ -83,9 +82,8 @@ class RELIC(Method):
         def told(x: Tensor, y: Tensor) -> Float[Tensor, "some 2"]:
             """What pushes each image, and its divergence."""
             s, t = (energy.products(z, k[1 - i]) / self.temperature for i, z in enumerate((x, y)))
-            p = s.softmax(dim=1)  # [some global]
-            divergence = energy.cross_entropy(t, p) - energy.cross_entropy(s, p)
-            return torch.stack([s.logsumexp(dim=1) + t.logsumexp(dim=1), divergence], dim=1)
+            pushed = s.logsumexp(dim=1) + t.logsumexp(dim=1)  # over the global batch
+            return torch.stack([pushed, energy.divergence(s, t)], dim=1)
 
         repulsion, divergence = shaping.in_blocks(told, *q, columns=len(q[0])).mean(dim=0)
         fits = -(q[0] * k[1] + q[1] * k[0]).sum(dim=1) / self.temperature

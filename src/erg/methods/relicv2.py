@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.crops import by_size
+from erg.parts.crops import SMALL_LOCAL, by_size
 from erg.parts.heads import mlp
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
@@ -79,8 +79,7 @@ class RELICv2(Method):
     def plan(self) -> Plan:
         if self.encoder.image_size < LARGE:
             large = replace(SIMCLR_SMALL, background=self.background)
-            local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
-            return Plan(main=(large,) * self.large_crops, local=(local,) * self.small_crops)
+            return Plan(main=(large,) * self.large_crops, local=(SMALL_LOCAL,) * self.small_crops)
         kinds = [
             replace(kind, crop=(0.14, 1.0), background=self.background)
             for kind in (BYOL_FIRST, BYOL_SECOND)
@@ -109,11 +108,9 @@ class RELICv2(Method):
             for t in target:
                 s = self.scores(o, t, among)  # [global 1+n]
                 asked = self.scores(t, o.detach(), among)
-                p = s.softmax(dim=1)
                 alignment = alignment - s[:, 0].mean()
                 repulsion = repulsion + s.logsumexp(dim=1).mean()
-                kl = energy.cross_entropy(asked, p) - energy.cross_entropy(s, p)
-                divergence = divergence + kl.mean()
+                divergence = divergence + energy.divergence(s, asked).mean()
         pairs = len(online) * len(target)
         return Loss(
             pull={

@@ -1,7 +1,5 @@
 """SeLa v2 (Asano et al. 2020; v2: Caron et al. 2020)."""
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -10,9 +8,9 @@ from erg import distributed, energy, inference
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Memory
-from erg.parts.crops import by_size
+from erg.parts.crops import by_size, swav_crops
 from erg.parts.heads import mlp
-from erg.views.plan import LARGE, SIMCLR_SMALL, SWAV_GLOBAL, SWAV_LOCAL, Plan
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -26,9 +24,10 @@ class SeLa(Method):
     over several heads with labels of their own.
 
     Departs from the paper: no code of v2 is public, so projector, prototypes of norm 1 and crops
-    are SwAV's; labels are made after every epoch (theirs: 100 times, often early on), and until an
-    image has one it takes that of Sinkhorn-Knopp over its batch (theirs start random). Fewer
-    prototypes by default, since 3,000 are meant for 1.3 million images.
+    are SwAV's; labels are made after every epoch (theirs: 100 times, often early on) by a fixed
+    number of iterations (theirs: until the scaling changes by less than 0.1), and until an image
+    has one it takes that of Sinkhorn-Knopp over its batch (theirs start random). Fewer prototypes
+    by default, since 3,000 are meant for 1.3 million images.
     Checked against: a loop over crops and heads; equal use of labels; assignments by brute force;
     finite differences.
 
@@ -75,10 +74,7 @@ class SeLa(Method):
         self.after_step(0.0)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size >= LARGE:
-            return Plan(main=(SWAV_GLOBAL,) * 2, local=(SWAV_LOCAL,) * self.small_crops)
-        local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
-        return Plan(main=(SIMCLR_SMALL,) * 2, local=(local,) * self.small_crops)
+        return swav_crops(self.encoder.image_size, self.small_crops)
 
     def embed(self, *crops: View) -> Float[Tensor, "all d"]:
         return energy.normalise(self.projector(by_size(self.encoder, crops)))

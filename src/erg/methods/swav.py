@@ -1,7 +1,6 @@
 """SwAV (Caron et al. 2020)."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -11,9 +10,9 @@ from erg import distributed, energy, inference
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Queue
-from erg.parts.crops import by_size
+from erg.parts.crops import by_size, swav_crops
 from erg.parts.heads import mlp
-from erg.views.plan import LARGE, LIGHT, SIMCLR_SMALL, SWAV_GLOBAL, SWAV_LOCAL, Plan
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -77,12 +76,7 @@ class SwAV(Method):
         self.after_step(0.0)
 
     def plan(self) -> Plan:
-        small = self.encoder.image_size < LARGE
-        large = SIMCLR_SMALL if small else SWAV_GLOBAL
-        local = (
-            replace(LIGHT, **_colours(large), crop=(0.1, 0.4), size=0.5) if small else SWAV_LOCAL
-        )
-        return Plan(main=(large, large), local=(local,) * self.small_crops)
+        return swav_crops(self.encoder.image_size, self.small_crops)
 
     def embed(self, view: View) -> Float[Tensor, "b d"]:
         return energy.normalise(self.projector(self.encoder(view.data)))
@@ -141,8 +135,3 @@ class SwAV(Method):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         self.prototypes.weight.copy_(energy.normalise(self.prototypes.weight))
-
-
-def _colours(like: object) -> dict[str, float]:
-    names = ("jitter", "brightness", "contrast", "saturation", "hue", "grey")
-    return {name: getattr(like, name) for name in names}

@@ -6,8 +6,9 @@ from torch import Tensor
 from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
+from erg.parts.crops import byol_views
 from erg.parts.heads import mlp
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -47,9 +48,7 @@ class VICReg(Method):
         self.expander = mlp(encoder.dim, hidden, hidden, dim, last_bias=False)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < LARGE:
-            return two_views(SIMCLR_SMALL)
-        return two_views(BYOL_FIRST, BYOL_SECOND)
+        return byol_views(self.encoder.image_size)
 
     def expand(self, view: View) -> Float[Tensor, "b d"]:
         return self.expander(self.encoder(view.data))

@@ -9,8 +9,9 @@ from torch import Tensor
 from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
+from erg.parts.crops import byol_views
 from erg.parts.heads import mlp
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import Plan
 from erg.views.types import How, View, Views
 
 Pair = tuple[Tensor, Tensor]
@@ -69,9 +70,7 @@ class VICRegL(Method):
         self.local = mlp(encoder.dim, local, local, local, last_bias=False)
 
     def plan(self) -> Plan:
-        if self.encoder.image_size < LARGE:
-            return two_views(SIMCLR_SMALL)
-        return two_views(BYOL_FIRST, BYOL_SECOND)
+        return byol_views(self.encoder.image_size)
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         z = (self.expander(self.encoder(view.data)) for view in (x, y))

@@ -36,7 +36,7 @@ class Queue(nn.Module):
         """Write rows over the oldest ones; of more than `size` rows only the last are kept."""
         size = len(self.rows)
         kept = z.detach()[-size:].to(self.rows)
-        start = int(self.pushed) + len(z) - len(kept)
+        start = self.pushed + len(z) - len(kept)  # stays on the device: nothing waits for it
         place = (start + torch.arange(len(kept), device=kept.device)) % size
         self.rows[place] = kept
         self.pushed += len(z)
@@ -60,9 +60,11 @@ class Memory(nn.Module):
         """What is remembered of some images.
 
         Raises:
-            ValueError: an image has no row.
+            ValueError: an image has no row; looked for on the CPU alone, since an accelerator would
+                have to be waited for.
         """
-        if len(index) and int(index.max()) >= len(self.rows):
+        looked = index.device.type == "cpu" and len(index)
+        if looked and int(index.max()) >= len(self.rows):
             raise ValueError(
                 f"image {int(index.max())} has no place in a memory of {len(self.rows)} rows. Set "
                 "size to the number of images."

@@ -8,8 +8,24 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, LARGE, SIMCLR_SMALL, Masking, Plan
+from erg.views.plan import (
+    BYOL_FIRST,
+    BYOL_SECOND,
+    DINO_FIRST,
+    DINO_LOCAL,
+    DINO_SECOND,
+    LARGE,
+    SIMCLR_SMALL,
+    SWAV_GLOBAL,
+    SWAV_LOCAL,
+    Masking,
+    Plan,
+    two_views,
+)
 from erg.views.types import Mask, View
+
+SMALL_LOCAL = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
+"""A small crop of a small image."""
 
 
 def multi_crop(
@@ -28,9 +44,28 @@ def multi_crop(
         local = replace(DINO_LOCAL, crop=(0.05, share))
     else:
         large = [replace(SIMCLR_SMALL, crop=(0.4, 1.0))] * 2
-        local = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
+        local = SMALL_LOCAL
     main = tuple(replace(view, mask=mask) for view in large)
     return Plan(main=main, local=(local,) * small)
+
+
+def swav_crops(image_size: int, small: int) -> Plan:
+    """SwAV's plan: two large crops of every image and some small ones (Caron et al. 2020).
+
+    Args:
+        image_size: of the encoder [pixels].
+        small: number of small crops.
+    """
+    if image_size >= LARGE:
+        return Plan(main=(SWAV_GLOBAL,) * 2, local=(SWAV_LOCAL,) * small)
+    return Plan(main=(SIMCLR_SMALL,) * 2, local=(SMALL_LOCAL,) * small)
+
+
+def byol_views(image_size: int) -> Plan:
+    """BYOL's two views (Grill et al. 2020), and SimCLR's for small images."""
+    if image_size < LARGE:
+        return two_views(SIMCLR_SMALL)
+    return two_views(BYOL_FIRST, BYOL_SECOND)
 
 
 def by_size(

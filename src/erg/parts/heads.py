@@ -38,6 +38,18 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+def hidden_layers(*widths: int, norm: bool = True, bias: bool = True) -> nn.Sequential:
+    """Linear layers from width to width, each followed by BatchNorm and ReLU: an `mlp` without its
+    last layer.
+
+    Args:
+        widths: width of the input and of each layer [features].
+        norm: whether layers are batch-normalised.
+        bias: whether linear layers have one.
+    """
+    return mlp(*widths, 1, norm=norm, hidden_bias=bias)[:-1]
+
+
 class OutputNorm(BatchNorm):
     """BatchNorm with a gain and no offset, as behind SimCLR's last linear layer."""
 

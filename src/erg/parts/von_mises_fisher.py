@@ -39,7 +39,7 @@ class VonMisesFisher(nn.Module):
     def drawn(
         self, mu: Float[Tensor, "b d"], index: Int[Tensor, " b"], *, purpose: str, step: int
     ) -> Float[Tensor, "b d"]:
-        """z around mu, with a gradient to mu.
+        """z around mu, with a gradient to mu; in evaluation mode mu itself.
 
         Args:
             mu: mean directions.
@@ -47,6 +47,8 @@ class VonMisesFisher(nn.Module):
             purpose: of the draw; others are independent of it.
             step: of training.
         """
+        if not self.training:
+            return mu
         n = noise.normal(index, mu.shape[1] + 1, purpose=purpose, step=step).to(mu)
         across = n[:, 1:] - (n[:, 1:] * mu).sum(dim=1, keepdim=True) * mu
         angle = self.angle(n[:, :1])

@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
     def table(
         row: Annotated[tuple[str, str], tyro.conf.Positional],
         like: tuple[str, str] | None = None,
-        devices: tuple[int, ...] = (1, 8, 64, 512),
+        devices: tuple[int, ...] = (),
         batch: int = 8,
         steps: int = 3,
     ) -> None:
@@ -130,7 +130,8 @@ def main(arguments: Sequence[str]) -> None:
         Args:
             row: method and backbone, as the leaderboard calls them.
             like: method and backbone of the row to measure instead; its speed is scaled.
-            devices: numbers of devices.
+            devices: numbers of devices; those of 1, 8, 64 and 512 that the batch allows if none are
+                given.
             batch: images at once while measuring.
             steps: that are measured.
         """
@@ -141,7 +142,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"measured here: {measured:.3g} images/s of {' '.join(like or row)}")
         print(f"estimated of {' '.join(row)}: {speed:.3g} images/s; {of.encoder:,} parameters\n")
         print("| devices | GiB of each | hours | device-hours |\n|---:|---:|---:|---:|")
-        for count in devices:
+        micro = run.batch // run.accumulate
+        for count in devices or [n for n in (1, 8, 64, 512) if n <= micro]:
             found = estimate(run, of, count, speed)
             print(
                 f"| {count} | {found.memory:.1f} | {found.hours:,.0f} | {found.device_hours:,.0f} |"

@@ -8,6 +8,10 @@ of them and stand here once; what one row has beside them stands in its `departs
 - learning rates warm up and then follow half a cosine, weight decay is constant;
 - one rate for all parameters, no decay by layer, dropped paths only where the encoder has them;
 - biases and gains are not decayed, but by LARC, and the momentum of sgd is Nesterov's;
+  directions and prototypes are decayed (MSN's authors do not);
+- batch norms see the batch of all processes, but for MoCo's groups (PIRL: each GPU its own; SwAV:
+  groups of 8; SEER: of 64);
+- what the docstring of a method departs in holds here too;
 - ResNets start with every block at nothing, which BYOL's did not;
 - the encoder that is kept is the student's, also where authors look at their teacher's (DINO and
   what came of it, I-JEPA).
@@ -20,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from erg import catalog
 from erg.recipes.default import WITHOUT_A_CLASS
 from erg.schedule import Constant, Cosine
 from erg.train.run import Optimiser, Run
@@ -28,10 +33,14 @@ from erg.views.plan import (
     BYOL_SECOND,
     DINO_LOCAL,
     MOCO2,
+    SIMCLR,
     SWAV_GLOBAL,
     SWAV_LOCAL,
+    Augmentation,
     Masking,
     Plan,
+    Tiles,
+    two_views,
 )
 
 IMAGENET = 1_281_167
@@ -54,12 +63,12 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT-S/16": ("vit_small_patch16_224", _CROPS),
     "ViT-S/16, 12 heads": ("vit_small_patch16_224", {"num_heads": 12}),
     "ViT-S/8": ("vit_small_patch8_224", _CROPS),
-    "ViT-S/14": ("vit_small_patch14_reg4_dinov2", _CROPS),
+    "ViT-S/14": ("vit_small_patch14_dinov2", _CROPS),
     "ViT-B/16": ("vit_base_patch16_224", _CROPS),
     "ViT-B/8": ("vit_base_patch8_224", _CROPS),
-    "ViT-B/14": ("vit_base_patch14_reg4_dinov2", _CROPS),
+    "ViT-B/14": ("vit_base_patch14_dinov2", _CROPS),
     "ViT-L/16": ("vit_large_patch16_224", _CROPS),
-    "ViT-L/14": ("vit_large_patch14_reg4_dinov2", _CROPS),
+    "ViT-L/14": ("vit_large_patch14_dinov2", _CROPS),
     "ViT-L/7": ("vit_large_patch16_224", {"patch_size": 7, **_CROPS}),
     "ViT-H/14": ("vit_huge_patch14_224", _CROPS),
     "ViT-BN-H/14": ("vit_huge_patch14_224", {"mlp_batch_norm": True, **_CROPS}),
@@ -128,6 +137,8 @@ def _run(
     **arguments: Any,
 ) -> Run:
     encoder, encoder_args = BACKBONES[backbone]
+    if "size" in catalog.arguments(catalog.find(method)):
+        arguments["size"] = images  # rows of its memory, which training would fill in
     return Run(
         method=method, method_args=arguments, encoder=encoder, encoder_args=encoder_args,
         image_size=side, plan=plan, optimiser=optimiser, batch=batch,
@@ -201,9 +212,11 @@ def pirl(backbone: str) -> Run:
 
 
 def pirl_mlp(backbone: str) -> Run:
+    tiles = replace(SIMCLR, crop=(0.6, 1.0), tiles=Tiles(gap=1 / 85, jitter=20 / 85))
     return _run(
-        "PIRL", backbone, _sgd(0.12, end=1e-3), epochs=800, batch=1024, hidden=2048, temperature=0.1
-    )
+        "PIRL", backbone, _sgd(0.12, end=1e-3), epochs=800, batch=1024,
+        plan=Plan(main=(SIMCLR, tiles)), hidden=2048, softmax=True, temperature=0.1,
+    )  # fmt: skip
 
 
 def simclr(backbone: str) -> Run:
@@ -221,9 +234,11 @@ def csimclr(backbone: str) -> Run:
 
 
 def moco_v1(backbone: str) -> Run:
+    view = replace(MOCO2, jitter=1.0, hue=0.4, blur=0.0)
     return _run(
-        "MoCo", backbone, _sgd(0.03), epochs=200, batch=256, queue=65_536, temperature=0.07, depth=1
-    )
+        "MoCo", backbone, _sgd(0.03), epochs=200, batch=256, plan=two_views(view), queue=65_536,
+        temperature=0.07, depth=1,
+    )  # fmt: skip
 
 
 def moco_v2(backbone: str) -> Run:
@@ -302,7 +317,7 @@ def vicreg(backbone: str) -> Run:
 
 
 def wmse(backbone: str) -> Run:
-    optimiser = _adamw(2e-3, 0.001, decay=1e-6)
+    optimiser = _adamw(2e-3, 500 / 2_001_823, decay=1e-6)  # of the steps
     return _run("WMSE", backbone, optimiser, epochs=400, batch=256, views=4, dim=128)
 
 
@@ -311,7 +326,8 @@ def relic(backbone: str) -> Run:
 
 
 def relic_v2(backbone: str) -> Run:
-    return _run("RELICv2", backbone, _lars(4.8, 1000), epochs=1000, batch=4096)
+    wide = 0.3 if "x" in backbone else 0.2
+    return _run("RELICv2", backbone, _lars(4.8, 1000), epochs=1000, batch=4096, temperature=wide)
 
 
 def dino(backbone: str) -> Run:
@@ -410,10 +426,13 @@ def dinov3(backbone: str) -> Run:
             prototypes=65_536,
         )  # fmt: skip
         return replace(run, steps=125_000)
+    mask = Masking(grid=(16, 16), ratio=0.3, spread=0.2, masked=0.5, stratified=True, kind="blocks")
+    plan = _crops((0.32, 1.0), (0.05, 0.32), 8, mask)
+    plan = replace(plan, local=tuple(replace(view, size=112 / 256) for view in plan.local))
     run = _run(
-        "DINOv2", backbone, _adamw(4e-4, 0.1, clip=30.0, beta2=0.99), epochs=1, batch=4096,
-        prototypes=262_144, hidden=8192, dim=512, momentum=Constant(0.994), warmup=100 / 1230,
-        freeze=5 / 1230,
+        "DINOv2", backbone, _adamw(4e-4, 100 / 1230, clip=30.0, beta2=0.99), epochs=1, batch=4096,
+        side=256, plan=plan, prototypes=262_144, hidden=8192, dim=512, momentum=Constant(0.994),
+        warmup=100 / 1230, freeze=5 / 1230,
     )  # fmt: skip
     return replace(run, steps=1_230_000)
 
@@ -427,9 +446,15 @@ def ijepa(backbone: str) -> Run:
 
 
 def lejepa(backbone: str) -> Run:
+    view = Augmentation(
+        crop=(0.3, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
+        grey=0.2, blur=0.5, solarise=0.2,
+    )  # fmt: skip
+    local = replace(view, crop=(0.05, 0.3), size=84 / 224)
     return _run(
         "LeJEPA", backbone, _adamw(5e-4, 0.1, decay=0.05, end=1e-3), epochs=100, batch=1024,
-        weight=0.05, dim=64, directions=1024,
+        plan=Plan(main=(view,) * 2, local=(local,) * 6), views=2, weight=0.05, dim=64,
+        directions=1024,
     )  # fmt: skip
 
 
@@ -459,8 +484,7 @@ ROWS = (
     Row("NPID++", "R50", npid_plus, 56.68),
     Row("NPID++", "R50x2", npid_plus, 62.73),
     Row("PIRL", "R50", pirl, 64.29),
-    Row("PIRL, MLP and blur", "R50", pirl_mlp, 69.9,
-        departs="without blur; contrasted with noise, not by a softmax"),
+    Row("PIRL, MLP and blur", "R50", pirl_mlp, 69.9),
     Row("SimCLR", "R50", simclr, 69.1),
     Row("SimCLR", "R50x2", simclr, 74.2),
     Row("SimCLR", "R50x4", simclr, 76.6),
@@ -530,7 +554,7 @@ ROWS = (
         departs=_GRAM + "; crops are mirrored too; patches have as many directions as views"),
     Row("I-JEPA", "ViT-H/14", ijepa, 79.3, recalled=True),
     Row("I-JEPA", "ViT-H/16", ijepa, 81.1, recalled=True),
-    Row("LeJEPA", "ViT-H/14", lejepa, 79.0),
+    Row("LeJEPA", "ViT-H/14", lejepa, 79.0, departs=_SMALL),
     Row("data2vec", "ViT-B/16", data2vec, recalled=True),
     Row("data2vec", "ViT-L/16", data2vec, recalled=True, departs=_SLOW),
 )  # fmt: skip

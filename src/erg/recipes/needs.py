@@ -11,6 +11,10 @@ from erg.encoders import Encoder, parameter_count
 from erg.method import Method
 from erg.parts.teacher import Teacher
 from erg.train.run import Run
+from erg.views.plan import Augmentation
+
+ONE_EACH = ("MoCo", "MSN")
+"""Methods that show one view to the encoder and another to its teacher."""
 
 
 def on_meta(run: Run) -> Method:
@@ -63,12 +67,15 @@ def needs(run: Run) -> Needs:
 
 
 def crops(run: Run, method: Method) -> tuple[list[int], list[int]]:
-    """Sides of the large and of the small crops of an image [pixels]."""
+    """Sides of the large and of the small crops of an image that the encoder sees [pixels]."""
     plan = run.plan or method.plan()
-    main, local = (
-        [view.pixels(run.image_size) for view in views] for views in (plan.main, plan.local)
-    )
-    return main, local
+
+    def sides(view: Augmentation) -> list[int]:
+        side = view.pixels(run.image_size)
+        return [side] if view.tiles is None else [view.tiles.pixels(side)[1]] * view.tiles.count
+
+    main, local = ([s for view in views for s in sides(view)] for views in (plan.main, plan.local))
+    return main[:1] if run.method in ONE_EACH else main, local
 
 
 def is_taught(method: Method) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from erg.data.loader import Loader
 from erg.durable import read_json, write_atomically
+from erg.energy import at_least_float32
 from erg.evaluate.auroc import auroc, auroc_score
 from erg.evaluate.knn import leave_one_out
 from erg.evaluate.rank import effective_rank, spread
@@ -110,7 +111,9 @@ class Health:
                 seen["knn"] = round(float(np.mean(right)), 4)
         if step == 0:
             self.first = seen
-        warning = in_words(seen, self.first, step)
+        both = np.concatenate([matched, mismatched])
+        apart = float(both.std() / max(abs(both.mean()), 1e-12))
+        warning = in_words(seen, self.first, step, apart)
         return {**seen, "warning": warning} if warning else seen
 
     def vectors(self, method: Method) -> np.ndarray:
@@ -135,7 +138,9 @@ def energies(
     views = views.to(device=device, dtype=dtype)
     with evaluating(method), computing_in(device, autocast):
         return tuple(
-            torch.cat([method.energy(x, y).double().cpu() for x, y in pairs]).numpy()
+            torch.cat([at_least_float32(method.energy(x, y)).cpu() for x, y in pairs])
+            .numpy()
+            .astype(np.float64)
             for pairs in (views.pairs(), views.mismatched())
         )  # type: ignore[return-value]
 
@@ -163,11 +168,19 @@ def record_energies(file: Path, method: Method, views: Views, when: str) -> None
     write_atomically(file, json.dumps(known).encode())
 
 
-def in_words(seen: dict[str, Any], first: dict[str, Any] | None, step: int) -> str | None:
+def in_words(
+    seen: dict[str, Any], first: dict[str, Any] | None, step: int, apart: float = 1.0
+) -> str | None:
     """A warning in plain words, or nothing.
 
     Spread is about 1 for directions spread evenly and 0 where all images embed alike; it is
     judged against the encoder before training too, since scales differ between encoders.
+
+    Args:
+        seen: by this look.
+        first: by the one before training.
+        step: of this look.
+        apart: deviation of the energies of all pairs, as a share of their mean.
     """
     start = first["std"] if first else 1.0
     if seen["std"] < 0.02 and seen["std"] < 0.5 * start:
@@ -179,5 +192,10 @@ def in_words(seen: dict[str, Any], first: dict[str, Any] | None, step: int) -> s
         return (
             f"Dimensional collapse: embeddings use about {seen['rank']:.1f} directions (before "
             f"training {first['rank']:.1f}). Raise the batch or the weight of the pushing parts."
+        )
+    if step > 0 and apart < 1e-3 and seen["auroc"] < 0.6:
+        return (
+            "Collapse: all pairs have the same energy, as where all codes are equal. Lower the "
+            "learning rate or the temperature of codes (SwAV: eps = 0.03), or freeze longer."
         )
     return None

@@ -90,7 +90,10 @@ class Loop:
     def _set_up(self) -> Callable[[Views, float], Loss]:
         """`loss` through data-parallel training where there are several processes."""
         if self.run.compile:
-            self.method.encoder.compile()  # in place: the names of its weights stay
+            # In place, so that the names of weights stay; block by block, since many methods walk
+            # through the blocks by themselves.
+            for block in self.method.encoder.units() or [self.method.encoder]:
+                block.compile()
         if not distributed.active() or self.optimiser is None:
             return self.method.loss
         if self.sharded:
@@ -205,7 +208,9 @@ class Loop:
         dtype = torch.float64 if self.run.precision == "64" else torch.float32
         if self.device.type == "cpu" and dtype == torch.float32:
             return views
-        return views.to(device=self.device, dtype=dtype, non_blocking=True)
+        # Elsewhere a copy that is not waited for could read views that are gone already.
+        at_once = self.device.type == "cuda"
+        return views.to(device=self.device, dtype=dtype, non_blocking=at_once)
 
     def after_epoch(self) -> None:
         """Give methods with closed forms or clustering the features of every training image."""
@@ -221,6 +226,11 @@ class Loop:
         dtype = next((p.dtype for p in self.method.parameters()), torch.float32)
         everyone = distributed.gather(torch.from_numpy(mine).to(self.device, dtype))
         self.method.after_epoch(everyone)
+        if distributed.active() and not self.sharded:
+            # GPUs add up in orders of their own: what the first one found holds for all.
+            for name, found in self.method.state_dict().items():
+                if not name.startswith("encoder."):
+                    found.copy_(distributed.of_first(found))
 
     def trial(self, steps: int = 8, lasting: float = 3.0) -> float:
         """Seconds per step, measured on a throw-away copy of all state.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from erg.train.run import Optimiser
@@ -103,7 +104,9 @@ def build_optimiser(chosen: Optimiser, module: nn.Module) -> Optimizer | None:
     if chosen.name == "adamw":
         return AdamW(of, lr=chosen.lr, betas=(chosen.momentum, chosen.beta2), fused=True)
     if chosen.name == "sgd":
-        sgd = SGD(of, lr=chosen.lr, momentum=chosen.momentum, nesterov=True, fused=True)
+        # Shares of parameters have no fused step of sgd.
+        fused = not any(isinstance(p, DTensor) for group in of for p in group["params"])
+        sgd = SGD(of, lr=chosen.lr, momentum=chosen.momentum, nesterov=True, fused=fused)
         # The fused step wants them of all parameters or of none, and what was frozen has its first
         # gradient later than the others. It makes them of that gradient, which is from 0 the same.
         for p in (p for group in of for p in group["params"]):

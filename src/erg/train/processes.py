@@ -47,7 +47,8 @@ def fabric_for(device: torch.device | None, strategy: Strategy = "ddp") -> Fabri
     """Device and process group; several processes are those that torchrun started."""
     accelerator = "auto" if device is None else device.type
     if not several_processes():
-        return Fabric(accelerator=accelerator, devices=1)
+        one = 1 if device is None or device.index is None else [device.index]
+        return Fabric(accelerator=accelerator, devices=one if accelerator == "cuda" else 1)
     # Gloo and NCCL would wait half an hour, or for ever, for a process that hangs.
     patience = timedelta(seconds=float(os.environ.get(PATIENCE, "600")))
     world, nodes = int(os.environ["WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))

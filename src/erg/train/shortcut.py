@@ -139,7 +139,7 @@ def answered(
             wrong = [method.energy(x, answers[(right + k) % len(answers)]) for k in range(1, tried)]
             lowest = torch.stack(wrong).amin(dim=0) if wrong else torch.inf
             found.append(method.energy(x, y) < lowest)
-    return float(torch.cat(found).double().mean()), 1 / tried
+    return float(torch.cat(found).float().mean()), 1 / tried
 
 
 def told_by_cues(views: Views) -> tuple[dict[str, float], float]:

@@ -262,7 +262,7 @@ def measured(
         started: `time.monotonic()` from which they count.
         observers: who will watch.
     """
-    seconds = float(distributed.mean(torch.tensor([loop.trial()])))
+    seconds = float(distributed.mean(torch.tensor([loop.trial()], device=loop.device)))
     whole = 0.95 * 60 * minutes
     steps = max(1, int(whole / seconds))
     looks = 0.0
@@ -276,7 +276,7 @@ def measured(
                 due = 1 if step == 0 else sum(own.due(later) for later in range(1, steps + 1))
                 looks += (time.monotonic() - start) * due
     left = whole - looks - (time.monotonic() - started)
-    left = float(distributed.mean(torch.tensor([left])))
+    left = float(distributed.mean(torch.tensor([left], device=loop.device)))
     return replace(run, steps=max(1, int(left / seconds)))
 
 

@@ -37,7 +37,7 @@ def draw_mask(
                 f"{valid.shape[1]} tokens. Use masks of kind random or blocks."
             )
         return target_mask(masking, seed, epoch, step, index, view)
-    kind = block_mask if masking.kind == "blocks" else random_mask
+    kind = random_mask if masking.kind == "random" else block_mask
     return kind(masking, seed, epoch, index, view, among, valid)
 
 
@@ -77,7 +77,8 @@ def block_mask(
     among: Int64[np.ndarray, " global"] | None = None,
     valid: Bool[np.ndarray, "b n"] | None = None,
 ) -> Mask:
-    """Hide rectangles put over each other until the share of every image is hidden, exactly.
+    """Hide rectangles put over each other until the share of every image is hidden, exactly; of
+    kind inverse, hide all but such rectangles.
 
     The area of each is uniform between a ninth of the grid's smaller side squared and what is
     still to be hidden (Bao et al. 2022, algorithm 1). Where the last one hides too much, or
@@ -85,6 +86,8 @@ def block_mask(
     """
     keys, wanted = _drawn(masking, seed, epoch, index, view, among, valid)
     there = _all(keys.shape) if valid is None else valid
+    inverse = masking.kind == "inverse"
+    wanted = there.sum(axis=1) - wanted if inverse else wanted
     hidden = np.zeros(keys.shape, dtype=np.bool_)
     least = max(1, (min(masking.grid) // 3) ** 2)
     for turn in range(RECTANGLES):
@@ -99,6 +102,7 @@ def block_mask(
         new = _rectangles(masking.grid, height, width, u[:, 2:]) & there[rows] & ~hidden[rows]
         hidden[rows] |= _choose(new, missing, keys[rows])
     hidden |= _choose(there & ~hidden, wanted - hidden.sum(axis=1), keys)
+    hidden = there & ~hidden if inverse else hidden
     return Mask(hidden=torch.from_numpy(hidden[:, None]), grid=masking.grid)  # [b 1 n]
 
 

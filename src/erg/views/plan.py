@@ -28,8 +28,8 @@ class Masking:
         grid: rows and columns of patches.
         ratio: share hidden; `round(ratio * n)` patches of every image.
         kind: `random`, patches, each equally likely; `blocks`, rectangles put over each other
-            until the share is hidden; `targets`, rectangles to predict from a context, which
-            share and spread have nothing to do with.
+            until the share is hidden; `inverse`, all but such rectangles; `targets`, rectangles to
+            predict from a context, which share and spread have nothing to do with.
         spread: the share of each image is uniform in ratio - spread to ratio + spread.
         masked: probability that an image is masked at all.
         stratified: whether a batch masks exactly that share of its images, and their shares are
@@ -43,7 +43,7 @@ class Masking:
 
     grid: tuple[int, int]
     ratio: float = 0.75
-    kind: Literal["random", "blocks", "targets"] = "random"
+    kind: Literal["random", "blocks", "inverse", "targets"] = "random"
     spread: float = 0.0
     masked: float = 1.0
     stratified: bool = False
@@ -113,7 +113,8 @@ class Tiles:
             raise ValueError(f"drop is a probability and should be in [0, 1] (got {self.drop}).")
         cells = range(self.grid[0] * self.grid[1])
         for order in self.orders:
-            if not order or len(order) != self.count or not set(order) <= set(cells):
+            known = all(cell in cells for cell in order)
+            if not order or len(order) != self.count or not known:
                 raise ValueError(
                     f"orders should be equally long and name cells 0 to {cells[-1]} (got {order})."
                 )
