@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from erg.train.fit import Fitted, fit, load
     from erg.train.health import Health
     from erg.train.run import Optimiser, Run
-    from erg.views.plan import Augmentation, Masking, Plan, two_views
+    from erg.views.plan import Augmentation, Masking, Plan, Tiles, two_views
     from erg.views.types import How, Mask, View, Views
 
 _HOMES = {
@@ -38,7 +38,7 @@ _HOMES = {
     "train.fit": ("Fitted", "fit", "load"),
     "train.health": ("Health",),
     "train.run": ("Optimiser", "Run"),
-    "views.plan": ("Augmentation", "Masking", "Plan", "two_views"),
+    "views.plan": ("Augmentation", "Masking", "Plan", "Tiles", "two_views"),
     "views.types": ("How", "Mask", "View", "Views"),
 }
 _HOME = {name: f"erg.{home}" for home, names in _HOMES.items() for name in names}
@@ -62,6 +62,7 @@ __all__ = [
     "Optimiser",
     "Plan",
     "Run",
+    "Tiles",
     "View",
     "Views",
     "WarmupCosine",

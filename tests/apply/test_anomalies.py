@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from erg.apply.anomalies import Anomalies, anomalies, localised, of_embeddings, picture
-from erg.apply.embed import embed, open_for, vectors_of
+from erg.apply import normal
+from erg.apply.anomalies import Anomalies, anomalies, of_embeddings, picture
+from erg.apply.embed import Opened, embed, open_for, vectors_of
+from erg.apply.windows import localised
 from erg.encoders import build_encoder, save_encoder
 from erg.explore.anomaly import overlaid, places, windows
 from erg.methods.pca import PCA
@@ -223,3 +225,76 @@ def test_items_that_energies_were_fitted_on_are_known(
     again = of_embeddings(vectors[:30], vectors, normal_class="plain")
     assert again.fitted_on is not None
     assert again.fitted_on.tolist() == [True] * 30 + [False] * 45
+
+
+def test_both_sides_are_seen_with_pixels_of_the_same_size(
+    table: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The side is chosen by the larger set, not by each for itself."""
+    save_encoder(build_encoder("pixels", 16, side=8), tmp_path)
+    seen: list[int | None] = []
+
+    def pixels_of(opened: Opened, rows: np.ndarray, size: int, *, most: int) -> np.ndarray:
+        seen.append(most)
+        return np.random.default_rng(0).normal(size=(len(rows), 6)).astype(np.float32)
+
+    monkeypatch.setattr(normal, "pixels_of", pixels_of)
+    anomalies(tmp_path, str(table[0]), normal=waves(20, 3)[0])
+    assert seen == [75, 75]
+
+
+def test_nothing_is_judged_by_items_without_a_label(
+    table: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    """A third of the plain images lose their labels: they are no anomalies."""
+    rows = pq.read_table(table[0])
+    labels = [None if i < 20 else label for i, label in enumerate(rows["label"].to_pylist())]
+    path = tmp_path / "some.parquet"
+    pq.write_table(rows.set_column(1, "label", pa.array(labels)), path)
+    save_encoder(build_encoder("pixels", 16, side=8), tmp_path / "encoder")
+    given = {"normal": str(table[0]), "label": "label", "normal_class": "plain"}
+    found = anomalies(tmp_path / "encoder", str(path), **given)
+    whole = anomalies(tmp_path / "encoder", str(table[0]), **given)
+    assert [side.sum() for side in found.sides] == [40, 15]
+    found.save(tmp_path / "found.parquet")
+    written = pq.read_table(tmp_path / "found.parquet")["normal"].to_pylist()
+    assert written == [None] * 20 + [True] * 40 + [False] * 15
+    assert whole.normal is not None
+    kept = replace(
+        whole, ids=whole.ids[20:], paths=whole.paths[20:], normal=whole.normal[20:],
+        energies={name: e[20:] for name, e in whole.energies.items()}, labelled=None,
+        fitted_on=None, trained_on=None,
+    )  # fmt: skip
+    assert found.judged() == kept.judged()
+    # Vectors alone say the same; their items without a label have an empty one.
+    vectors = embed(tmp_path / "encoder", str(path), label="label")
+    alone = of_embeddings(vectors, vectors, normal_class="plain")
+    assert [side.sum() for side in alone.sides] == [40, 15]
+
+
+def test_items_of_one_kind_judge_nothing() -> None:
+    energies = {"energy": np.array([0.5, 2.0, 1.0])}
+    known = np.array([True, True, False])
+    found = Anomalies(np.arange(3), list("abc"), energies, np.ones(3, dtype=bool), labelled=known)
+    with pytest.raises(ValueError, match=r"got 2 and 0 of 3 items"):
+        found.judged()
+
+
+def test_what_the_run_was_trained_on_is_told(tmp_path: Path) -> None:
+    """Its own energy is too low for these; distances of a folder's encoder know nothing of it."""
+    mine, others = waves(40, 7)[0], waves(20, 8)[0]
+    run = Run(
+        method="PCA", method_args={"k": 6}, encoder="pixels", encoder_args={"side": 16},
+        image_size=16, batch=20, steps=2, precision="32", hold_out=1,
+    )  # fmt: skip
+    fitted = fit(run, mine, out=tmp_path / "run", observers=())
+    said: list[str] = []
+    found = anomalies(fitted, np.concatenate([others, mine]), normal=others, tell=said.append)
+    assert found.trained_on is not None
+    assert not found.trained_on[:20].any()
+    assert found.trained_on.sum() == 39
+    told = "The run was trained on 39 of the items, without labels: its own energy is too low"
+    assert any(line.startswith(told) for line in said)
+    said.clear()
+    anomalies(fitted, others, normal=mine, tell=said.append)
+    assert not any("trained on" in line for line in said)

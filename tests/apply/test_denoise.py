@@ -20,6 +20,7 @@ from erg.apply.denoise import (
 )  # fmt: skip
 from erg.apply.denoiser import Denoiser
 from erg.apply.restorer import seeded
+from erg.data import audio
 from erg.data.audio import Clips, open_clips, read_wav, write_wav
 from erg.evaluate.audio import si_sdr
 
@@ -138,6 +139,15 @@ def test_a_folder_holds_all_there_is_to_see_and_hear(tmp_path: Path, monkeypatch
     assert {p.name for p in out.iterdir()} == names | {"noisy.wav", "denoised.wav", "clean.wav"}
     clean, _ = read_wav(out / "clean.wav")
     assert clean == pytest.approx(read_wav(tmp_path / "speech/3/3.wav")[0], abs=1e-4)
+
+
+def test_the_shortest_clip_has_a_ratio_at_every_rate(network: Denoiser) -> None:
+    """It is as long as a frame at least, which is a segment of the segmental ratio."""
+    for rate in range(1000, 48001, 7):
+        assert 4 * round(0.008 * rate) <= audio.SHORTEST * rate
+    held = Clips(["a"], [voice(0, audio.SHORTEST)])
+    found = score_denoiser(network, held, Clips(["b"], NOISE[:1]), ratios=(0,))
+    assert found["clips"] == 1
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from erg.apply.embed import (
     Embedder,
     _as_they_come,
     embed,
+    evenly,
     in_one_pass,
     open_for,
     vectors_of,
@@ -62,6 +63,35 @@ def test_too_many_broken_pictures_are_an_error(model: Path, pictures: Path) -> N
     with pytest.raises(DataError, match="30 of 300"):
         embed(model, pictures, max_skipped=0.05)
     assert len(embed(model, pictures, max_skipped=0.1)) == 270
+
+
+def test_data_to_use_an_encoder_on_may_be_broken_and_what_is_left_out_is_said(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """However much: whoever trained on them has allowed it, and has nothing to allow it with."""
+    encoder, said = load_encoder(model), []
+    whole = [str(path) for path in sorted(pictures.glob("1/*.png"))[:6]]
+    broken = [str(tmp_path / f"{i}.png") for i in range(4)]
+    for path in broken:
+        Path(path).write_bytes(b"no image")
+    opened = open_for(encoder, [*whole, *broken], tell=said.append)
+    assert opened.rows.tolist() == [i for i in range(6) if int(Path(whole[i]).stem) % 10]
+    (text,) = said
+    assert text.startswith(f"{len(opened.rows)} readable items of 10\n")
+    assert "4 skipped: It is not an image of a known format." in text
+    said.clear()
+    open_for(encoder, [whole[i] for i in opened.rows], tell=said.append)
+    assert not said
+    with pytest.raises(DataError, match="none of 4 listed files can be read"):
+        open_for(encoder, broken)
+
+
+def test_some_rows_are_spread_over_all() -> None:
+    rows = np.arange(100, 200)
+    assert evenly(rows, 4).tolist() == [100, 133, 166, 199]
+    assert evenly(rows, 1000).tolist() == rows.tolist()
+    assert len({*evenly(rows, 99)}) == 99
+    assert len(evenly(rows, 0)) == len(evenly(rows[:0], 5)) == 0
 
 
 def test_vectors_are_embedded_too(tmp_path: Path) -> None:

@@ -112,6 +112,38 @@ def test_a_folder_holds_all_there_is_to_see(tmp_path: Path, monkeypatch) -> None
         learn_to_inpaint(np.zeros((20, 5), dtype=np.float32), tmp_path / "vectors")
 
 
+@pytest.mark.parametrize("size", [0, 8, 20, 33])
+def test_a_size_that_does_not_go_through_is_refused_at_once(
+    opened, size: int, tmp_path: Path
+) -> None:
+    said = rf"multiple of 8.*16 at least \(got {size}\)"
+    with pytest.raises(ValueError, match=said):
+        train_inpainter(opened[1], opened[0].ok, size=size)
+    with pytest.raises(ValueError, match=said):  # not: there is no file
+        learn_to_inpaint("nowhere", tmp_path / "out", size=size)
+
+
+def test_the_smallest_size_goes_through(opened, monkeypatch) -> None:
+    monkeypatch.setattr(inpaint, "BATCH", 2)
+    manifest, images = opened
+    trained = train_inpainter(images, manifest.ok[:4], size=inpaint.SMALLEST, steps=1)
+    scores, _ = score_inpainter(
+        trained, images, manifest.ok[4:], size=inpaint.SMALLEST, count=2
+    )  # fmt: skip
+    assert scores["images"] == 2
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_copies_of_one_image_leave_none_to_test_on(count: int, tmp_path: Path, monkeypatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(inpaint, "train_inpainter", never)
+    image = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=f"all {count} have the same content"):
+        learn_to_inpaint(np.repeat(image, count, axis=0), tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_cifar_is_restored_better_than_by_the_median(shared_data: Path) -> None:
     manifest, images = open_images(open_source(str(shared_data / "cifar10_test.parquet")))

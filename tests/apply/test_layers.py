@@ -1,5 +1,6 @@
 """Every layer seen once, pooled as said, and probed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,28 @@ def test_probes_are_fitted_layer_by_layer() -> None:
     assert found[1].accuracy.value == pytest.approx(right.mean())
     with pytest.raises(ValueError, match="same classes"):
         layers(encoder, opened, opened.rows, open_for(encoder, "synthetic:9"), np.arange(9))
+
+
+def test_classes_are_compared_by_name() -> None:
+    """A set without the first class numbers the others from 0; a class that is new is wrong."""
+    encoder = made("conv")
+    opened = open_for(encoder, "synthetic:120", label="shape")
+    assert opened.labels is not None
+    first, *rest = opened.classes
+    few = opened.rows[opened.labels[opened.rows] > 0]
+    other = replace(opened, labels=opened.labels - (opened.labels >= 0), classes=tuple(rest))
+    wanted = layers(encoder, opened, few, opened, few, values=64)
+    found = layers(encoder, opened, few, other, few, values=64)
+    for a, b in zip(wanted, found, strict=True):
+        assert np.array_equal(a.right, b.right)
+    assert found[-1].right.any()
+    fitted_on = layers(encoder, other, few, opened, opened.rows, values=64)
+    new = opened.labels[opened.rows] == opened.classes.index(first)
+    assert new.any()
+    assert not any(layer.right[new].any() for layer in fitted_on)
+    apart = replace(opened, classes=tuple(f"no {name}" for name in opened.classes))
+    with pytest.raises(ValueError, match="some of the same classes"):
+        layers(encoder, opened, few, apart, few)
 
 
 def test_deeper_layers_of_an_untrained_network_know_less_of_digits(shared_data: Path) -> None:

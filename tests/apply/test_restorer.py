@@ -9,7 +9,7 @@ from torch import nn
 
 from erg.apply.denoiser import Denoiser
 from erg.apply.inpainter import Inpainter
-from erg.apply.restorer import descend, load_restorer, save_restorer, seeded
+from erg.apply.restorer import descend, load_restorer, put, save_restorer, seeded
 from erg.train.checkpoint import Diverged
 from erg.train.run import Optimiser
 
@@ -32,6 +32,20 @@ def test_a_loss_that_is_not_finite_stops() -> None:
     network = nn.Linear(1, 1)
     with pytest.raises(Diverged, match="not finite"):
         descend(network, lambda _: network.weight.sum() * torch.inf, Optimiser(), 2)
+
+
+def test_training_takes_a_step() -> None:
+    network = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="one step at least"):
+        descend(network, lambda _: network.weight.sum(), Optimiser(), 0)
+
+
+def test_a_network_is_put_where_it_is_wanted() -> None:
+    network = Denoiser(width=8, blocks=1)
+    assert put(network, "cpu") is network
+    with pytest.raises(ValueError, match="no device 'abacus' here") as raised:
+        put(network, "abacus")
+    assert "\n" not in str(raised.value)
 
 
 def small(kind: type) -> nn.Module:

@@ -224,6 +224,70 @@ def test_an_encoder_that_gives_zeros_is_judged(fitted: Fitted) -> None:
     assert not found["verdict"]["better"]
 
 
+def test_sets_on_two_sides_of_the_limit_of_pixels_are_compared_at_one_sharpness(
+    fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with 101,000 images to learn on and 25,000 to test on: the larger set decides."""
+    monkeypatch.setattr(scores, "LARGEST", 100 * 32 * 32 * 12)
+    sides: list[int] = []
+    pixels_of = scores.pixels_of
+
+    def noted(*args, **how) -> np.ndarray:
+        found = pixels_of(*args, **how)
+        sides.append(found.shape[1])
+        return found
+
+    monkeypatch.setattr(scores, "pixels_of", noted)
+    for train, test in (("synthetic:120", "synthetic:60"), ("synthetic:60", "synthetic:120")):
+        found = score(fitted, train, label="shape", test=test)
+        assert {row["name"] for row in found["rows"]} == {ENCODER, START, PCA_NAME, PIXELS}
+    assert sides == [3 * 16 * 16] * 4
+    opened = open_for(fitted.encoder, "synthetic:120")
+    assert pixels_of(opened, opened.rows[:99], 32).shape == (99, 3 * 32 * 32)
+    assert pixels_of(opened, opened.rows, 32).shape == (120, 3 * 16 * 16)
+    assert pixels_of(opened, opened.rows[:9], 32, most=120).shape == (9, 3 * 16 * 16)
+    assert pixels_of(opened, opened.rows, 8, most=2000).shape == (120, 3 * 8 * 8), "no sharper"
+
+
+def test_crops_are_of_images_from_all_folders(
+    fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are in the order of folders, so that the first ones are of the first class."""
+    monkeypatch.setattr(scores, "RETRIEVED", 20)
+    cropped: list[np.ndarray] = []
+
+    def noted(ways: Ways, opened, rows: np.ndarray, plan):
+        cropped.append(rows)
+        return crops_of(ways, opened, rows, plan)
+
+    monkeypatch.setattr(scores, "crops_of", noted)
+    test = np.sort(split(open_for(fitted.encoder, "synthetic:150").manifest)[1])
+    score(fitted, "synthetic:150", label="shape")
+    assert cropped[0].tolist() == test[np.linspace(0, len(test) - 1, 20).astype(int)].tolist()
+    cropped.clear()
+    score(fitted, "synthetic:150")  # of 80 of them 76 were trained on
+    new = np.flatnonzero(~trained_on(fitted, open_for(fitted.encoder, "synthetic:150")))
+    assert cropped[0].tolist() == new[np.linspace(0, len(new) - 1, 20).astype(int)].tolist()
+    cropped.clear()
+    score(fitted, "synthetic:80")  # 4 are new: 16 others beside them
+    assert len(cropped[0]) == 20
+    assert cropped[0][4:].max() > 70
+
+
+def test_what_cannot_be_read_is_said_and_the_others_are_scored(
+    fitted: Fitted, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for i, image in enumerate(world(12, size=32).images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    for i in range(8):
+        (tmp_path / f"broken{i}.png").write_bytes(b"no image")
+    said: list[str] = []
+    assert score(fitted, str(tmp_path), tell=said.append)["n_test"] == 12
+    assert said[0].startswith("12 readable items of 20\n")
+
+
 def test_vectors_have_no_crops(fitted: Fitted) -> None:
     vectors = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
     with pytest.raises(ValueError, match="no crops"):

@@ -60,6 +60,8 @@ def test_a_file_is_denoised(folder: Path, tmp_path: Path, capsys) -> None:
         (["a.wav", "--model", "m", "--audio", "x"], "takes a WAV file and --model"),
         (["speech/1.wav", "--model", "speech"], "holds no model for erg denoise"),
         (["notes.txt", "--model", "model"], "no PCM WAV file"),
+        (["speech/1.wav", "--model", "model", "--device", "abacus"], "no device 'abacus' here"),
+        (["speech/1.wav", "--model", "model", "--hold", "folder=a"], "takes a WAV file"),
         (["--audio", "empty", "--noise", "noise"], "no .wav file"),
         (["--audio", "nowhere", "--noise", "noise"], "no file or folder"),
     ],

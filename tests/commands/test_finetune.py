@@ -12,6 +12,8 @@ from PIL import Image
 from erg.classifiers import load_classifier
 from erg.commands.finetune import main
 from erg.encoders import build_encoder, save_encoder
+from erg.train.fit import fit
+from erg.train.run import Run
 
 QUICK = ["--steps", "6", "--batch", "16", "--label", "texture"]
 
@@ -36,6 +38,23 @@ def test_a_classifier_and_an_honest_comparison_are_written(encoder: Path, capsys
     said = capsys.readouterr().out
     assert told["verdict"] in said
     assert "Pretraining" in told["verdict"]
+
+
+def test_the_first_layers_of_a_projector_may_be_kept(tmp_path: Path, encoder: Path) -> None:
+    run = Run(
+        method="SimCLR", method_args={"depth": 3, "hidden": 12, "dim": 4}, encoder="conv",
+        encoder_args={"width": 4, "stages": 2}, image_size=16, data="synthetic:80", batch=16,
+        steps=2,
+    )  # fmt: skip
+    fit(run, out=tmp_path / "run", observers=())
+    out = tmp_path / "c"
+    command = ["synthetic:120", *QUICK, "--out", str(out), "--head-layers"]
+    assert main([str(tmp_path / "run"), *command, "1"]) == 0
+    assert load_classifier(out).head.in_features == 12
+    with pytest.raises(ValueError, match="3 layers of the projector cannot be kept: it has 2"):
+        main([str(tmp_path / "run"), *command, "3"])
+    with pytest.raises(ValueError, match="an encoder without its projector"):
+        main([str(encoder), *command, "1"])
 
 
 def test_a_test_set_is_taken_as_given(encoder: Path) -> None:

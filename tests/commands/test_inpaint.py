@@ -61,7 +61,10 @@ def test_a_picture_is_restored_under_its_mask(folder: Path, tmp_path: Path) -> N
         (["--images", "synthetic:9", "--mask", "mask.png"], "takes a picture and --model"),
         (["a.png", "--model", "."], "holds no model for erg inpaint"),
         (["a.png", "--model", "model", "--mask", "small.png"], "51 x 30 pixels and the picture"),
+        (["a.png", "--model", "model", "--device", "abacus"], "no device 'abacus' here"),
+        (["a.png", "--model", "model", "--test", "synthetic:9"], "takes a picture and --model"),
         (["--images", "nowhere"], "no file or folder"),
+        (["--images", "synthetic:9", "--size", "20"], r"multiple of 8.*\(got 20\)"),
     ],
 )
 def test_a_mistake_is_said(folder: Path, monkeypatch, arguments: list[str], said: str) -> None:

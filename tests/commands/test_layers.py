@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from erg.apply.layers import Layer
 from erg.commands.layers import curves, main
+from erg.data.synthetic import world
 from erg.evaluate.intervals import Score
 from erg.train.fit import fit
 from erg.train.run import Run
@@ -52,6 +54,29 @@ def test_a_chart_of_probes_that_are_all_right_is_drawn() -> None:
         root = ElementTree.fromstring(curves({"trained": [layer]}, "a <title> & more"))
         (circle,) = root.iter("{http://www.w3.org/2000/svg}circle")
         assert 46 <= float(circle.attrib["cy"]) <= 280
+
+
+def test_a_test_set_may_lack_classes_and_have_others(tmp_path: Path, capsys) -> None:
+    images = world(48, size=16).images
+    for i, place in enumerate(["fit/a", "fit/b", "fit/c", "test/b", "test/c", "test/d"]):
+        (tmp_path / place).mkdir(parents=True)
+        for j, image in enumerate(images[8 * i : 8 * i + 8]):
+            Image.fromarray(image).save(tmp_path / place / f"{j}.png")
+    run = Run(
+        method="Rotation", encoder="conv", encoder_args={"width": 4, "stages": 2}, image_size=16,
+        data=str(tmp_path / "fit"), batch=16, steps=1,
+    )  # fmt: skip
+    folder = fit(run, out=tmp_path / "run", observers=()).folder
+    test = ["--label", "folder", "--test", str(tmp_path / "test")]
+    assert main([str(folder), *test]) == 0
+    assert "so always wrong: d." in capsys.readouterr().out
+    told = json.loads((folder / "layers.json").read_text())
+    assert (told["n_train"], told["n_test"]) == (24, 24)
+    for layer in told["layers"]["trained"]:
+        assert layer["accuracy"]["value"] <= 16 / 24
+    with pytest.raises(ValueError, match="another ending"):
+        main([str(folder), *test, "--out", str(tmp_path / "chart.json")])
+    assert not (tmp_path / "chart.json").exists()
 
 
 def test_without_labels_there_is_nothing_to_probe(tmp_path: Path) -> None:

@@ -1,13 +1,25 @@
 """erg project, from the outside, on digits."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from erg.apply.embed import embed
-from erg.commands.project import _same_label, by_autoencoder, main
+from erg.commands.project import (
+    COLOURS,
+    OTHERS,
+    UNLABELLED,
+    _same_label,
+    by_autoencoder,
+    coloured,
+    drawn,
+    main,
+    numbers_beside,
+)
 from erg.encoders import build_encoder, save_encoder
 
 
@@ -29,6 +41,41 @@ def test_four_maps_are_drawn_and_judged(shared_data: Path, tmp_path: Path) -> No
     assert best == "t-SNE"
     assert maps["MDS"]["shepard"] > maps["PCA"]["shepard"]
     assert maps["t-SNE"]["nearest_label"] > maps["PCA"]["nearest_label"] > 0.1
+
+
+def test_no_two_classes_look_like_one() -> None:
+    """Thirteen classes, the first the largest, and an item without a label."""
+    names = [f"class {i:02d}" for i in range(13)]
+    labels = [name for i, name in enumerate(names) for _ in range(20 - i)] + [""]
+    colours, legend = coloured(labels)
+    wanted = {name: {COLOURS[i] if i < 11 else OTHERS} for i, name in enumerate(names)}
+    wanted[""] = {UNLABELLED}
+    pairs = list(zip(labels, colours, strict=True))
+    assert {name: {c for n, c in pairs if n == name} for name in wanted} == wanted
+    assert [name for name, _ in legend] == [*names[:11], "2 other classes", "no label"]
+    assert len({colour for _, colour in legend}) == 13
+    assert coloured(["b", "a", "b"])[1] == [("b", COLOURS[0]), ("a", COLOURS[1])]
+    assert coloured([]) == ([], [])
+
+
+def test_every_colour_of_a_map_is_in_its_legend() -> None:
+    labels = np.array([f"{i:02d}" for i in range(14)])
+    angles = np.linspace(0, 6, 14)
+    content = drawn({"one": np.stack([np.cos(angles), np.sin(angles)], axis=1)}, labels)
+    with Image.open(BytesIO(content)) as picture:
+        top = picture.convert("RGB").crop((0, 0, 420, 448))
+        legend = picture.convert("RGB").crop((0, 448, 840, picture.height))
+    for colour in (*COLOURS, OTHERS):
+        pixel = tuple(bytes.fromhex(colour[1:]))
+        for part in (top, legend):
+            assert pixel in {found for _, found in part.getcolors(1 << 20)}, colour
+
+
+def test_numbers_are_not_written_over_the_picture(tmp_path: Path) -> None:
+    assert numbers_beside(Path("maps.png")) == Path("maps.json")
+    for name in ("maps.json", "maps.JSON"):
+        with pytest.raises(ValueError, match="another ending"):
+            main([str(tmp_path / "vectors.parquet"), "--out", str(tmp_path / name)])
 
 
 def test_an_autoencoder_of_two_units_maps_a_plane_to_itself() -> None:

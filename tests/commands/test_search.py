@@ -88,3 +88,9 @@ def test_mistakes_are_told(digits: Path, tmp_path: Path) -> None:
         main([vectors, "3", "--k", "0"])
     with pytest.raises(ValueError, match="--bits -8"):
         main([vectors, "3", "--bits", "-8"])
+    with pytest.raises(ValueError, match="--by jaccard compares codes"):
+        main([vectors, "3", "--by", "jaccard"])
+    bits = (np.random.default_rng(0).random((9, 70)) < 0.3).astype(np.float32)
+    Embeddings(bits, np.arange(9)).save(tmp_path / "codes.parquet")
+    with pytest.raises(ValueError, match="codes already, here of 70 bits"):
+        main([str(tmp_path / "codes.parquet"), "3", "--bits", "32"])

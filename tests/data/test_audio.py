@@ -199,6 +199,17 @@ def test_clips_of_a_folder(tmp_path: Path) -> None:
     assert held.names == ["bob/1.wav"]
 
 
+def test_clips_shorter_than_a_frame_are_left_out(tmp_path: Path) -> None:
+    """25 ms hold no segment of 32 ms, by which what is held out is judged."""
+    for i in range(9):
+        write_wav(tmp_path / f"{i}.wav", tone(pitch=200 + 50 * i), 8000)
+    write_wav(tmp_path / "short.wav", tone(0.025), 8000)
+    train, held = open_clips(tmp_path, rate=8000)
+    assert list(train.skipped) == ["short.wav"]
+    assert "shorter than 0.04 s" in train.skipped["short.wav"]
+    assert min(len(sound) for sound in train.sounds + held.sounds) >= 0.04 * 8000
+
+
 def test_what_cannot_be_used_is_said(table: Path, tmp_path: Path, monkeypatch) -> None:
     for hold, said in (
         ("speaker=eve", r"0 of 10 .* speaker is one of: ann, bob"),

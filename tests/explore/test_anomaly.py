@@ -6,6 +6,7 @@ from sklearn.covariance import ledoit_wolf
 
 from erg.explore import anomaly
 from erg.explore.anomaly import (
+    Maps,
     by_forest,
     by_kmeans,
     by_mahalanobis,
@@ -27,7 +28,7 @@ def sets(n: int = 60, m: int = 25, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 def test_neighbours_are_the_mean_cosine_distance_to_the_nearest() -> None:
     normal, asked = sets()
-    for y, found in zip(asked, by_neighbours(normal, asked, k=3), strict=True):
+    for y, found in zip(asked, by_neighbours(normal, k=3)(asked), strict=True):
         cosines = sorted(w @ y / np.linalg.norm(w) / np.linalg.norm(y) for w in normal)[-3:]
         assert found == pytest.approx(1 - np.mean(cosines), abs=1e-5)
 
@@ -35,13 +36,21 @@ def test_neighbours_are_the_mean_cosine_distance_to_the_nearest() -> None:
 def test_an_item_is_no_neighbour_of_itself_or_its_duplicates() -> None:
     normal, _ = sets(20)
     twice, names = np.concatenate([normal, normal]), np.tile(np.arange(20), 2)
-    alone = by_neighbours(normal, normal, k=2, normal_groups=names[:20], asked_groups=names[:20])
-    other = by_neighbours(twice, twice, k=1, normal_groups=names, asked_groups=names)
-    nearest = by_neighbours(normal, normal, k=1, normal_groups=names[:20], asked_groups=names[:20])
+    alone = by_neighbours(normal, k=2, groups=names[:20])(normal, names[:20])
+    other = by_neighbours(twice, k=1, groups=names)(twice, names)
+    nearest = by_neighbours(normal, k=1, groups=names[:20])(normal, names[:20])
     np.testing.assert_allclose(other[:20], nearest, atol=1e-6)
     assert (alone > 1e-4).all()
-    few = by_neighbours(normal[:3], normal[:3], normal_groups=names[:3], asked_groups=names[:3])
+    few = by_neighbours(normal[:3], groups=names[:3])(normal[:3], names[:3])
     assert np.isfinite(few).all()
+
+
+def test_items_that_are_all_the_same_are_no_neighbours_of_each_other() -> None:
+    normal, asked = np.ones((4, 3)), np.array([[1.0, 1, 1], [1, 0, 0]])
+    energy = by_neighbours(normal, groups=np.array(["a"] * 4))
+    with pytest.raises(ValueError, match=r"all 4 normal items are the same.*--normal"):
+        energy(asked, np.array(["a", "b"]))
+    assert energy(asked[1:], np.array(["b"])) == pytest.approx(1 - 3**-0.5)
 
 
 def test_mahalanobis_is_the_quadratic_form_of_the_shrunk_covariance() -> None:
@@ -49,14 +58,14 @@ def test_mahalanobis_is_the_quadratic_form_of_the_shrunk_covariance() -> None:
     inverse = np.linalg.inv(ledoit_wolf(normal)[0])
     gaps = asked - normal.mean(axis=0)
     wanted = [gap @ inverse @ gap for gap in gaps.astype(np.float64)]
-    np.testing.assert_allclose(by_mahalanobis(normal, asked), wanted, rtol=1e-3)
+    np.testing.assert_allclose(by_mahalanobis(normal)(asked), wanted, rtol=1e-3)
 
 
 def test_kmeans_is_zero_on_its_prototypes_and_the_distance_elsewhere() -> None:
     points = np.array([[0, 0], [10, 0], [0, 10]], dtype=np.float32)
     normal = np.repeat(points, 4, axis=0)
     asked = np.array([[0, 0], [10, 3], [1, 9]], dtype=np.float32)
-    np.testing.assert_allclose(by_kmeans(normal, asked, k=3), [0, 9, 2], atol=1e-4)
+    np.testing.assert_allclose(by_kmeans(normal, k=3)(asked), [0, 9, 2], atol=1e-4)
 
 
 def test_pca_is_the_length_of_what_the_plane_leaves() -> None:
@@ -64,9 +73,9 @@ def test_pca_is_the_length_of_what_the_plane_leaves() -> None:
     mean = normal.mean(axis=0)
     axes = np.linalg.svd(normal - mean)[2][:3]
     rest = asked - mean - (asked - mean) @ axes.T @ axes
-    found = by_pca(normal, asked, directions=3)
+    found = by_pca(normal, directions=3)(asked)
     np.testing.assert_allclose(found, (rest**2).sum(axis=1), rtol=1e-3, atol=1e-4)
-    assert (by_pca(normal[:4], normal[:4], directions=32) > 0).any()
+    assert (by_pca(normal[:4], directions=32)(normal[:4]) > 0).any()
 
 
 @pytest.mark.parametrize("energy", [by_neighbours, by_mahalanobis, by_kmeans, by_pca, by_forest])
@@ -76,7 +85,7 @@ def test_what_was_moved_away_has_the_highest_energies(energy) -> None:
     asked = random.normal(size=(40, 6)) * [3, 2, 1, 0.1, 0.1, 0.1] + 5
     asked[:4] += np.array([-9, 9, -9, 9, -9, 9]) * random.uniform(1, 2, size=(4, 1))
     options = {"directions": 3} if energy in (by_pca, by_forest) else {}
-    found = energy(normal.astype(np.float32), asked.astype(np.float32), **options)
+    found = energy(normal.astype(np.float32), **options)(asked.astype(np.float32))
     assert found.shape == (40,)
     assert found[:4].min() > found[4:].max()
 
@@ -84,7 +93,15 @@ def test_what_was_moved_away_has_the_highest_energies(energy) -> None:
 def test_there_are_energies_of_embeddings_and_of_pixels() -> None:
     normal, asked = sets()
     for energy in (*anomaly.OF_EMBEDDINGS.values(), *anomaly.OF_PIXELS.values()):
-        assert np.isfinite(energy(normal, asked)).all()
+        assert np.isfinite(energy(normal)(asked)).all()
+
+
+@pytest.mark.parametrize("energy", [by_neighbours, by_mahalanobis, by_kmeans, by_pca, by_forest])
+def test_an_energy_that_was_fitted_takes_as_few_items_at_a_time_as_one_likes(energy) -> None:
+    normal, asked = sets()
+    fitted = energy(normal)
+    pieces = [fitted(asked[start : start + 7]) for start in range(0, len(asked), 7)]
+    np.testing.assert_allclose(np.concatenate(pieces), fitted(asked), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("h", "w", "side", "stride"), [(9, 7, 4, 3), (8, 8, 8, 1), (10, 5, 5, 5)])
@@ -114,6 +131,17 @@ def test_a_pixel_has_the_mean_energy_of_its_windows() -> None:
                 if y <= i < y + 3 and x <= j < x + 3
             ]
             assert found[i, j] == pytest.approx(np.mean(over), abs=1e-6)
+
+
+def test_maps_are_made_when_they_are_asked_for() -> None:
+    shapes = [(6, 7), (4, 4)]
+    where = [places(*shape, 3, 2) for shape in shapes]
+    energies = [np.random.default_rng(len(at)).normal(size=len(at)) for at in where]
+    maps = Maps(energies, where, 3, shapes)
+    assert len(maps) == len(list(maps)) == 2
+    for i, found in enumerate(maps):
+        assert np.array_equal(found, overlaid(energies[i], where[i], 3, shapes[i]))
+        assert np.array_equal(found, maps[i])
 
 
 def test_windows_that_do_not_fit_are_refused() -> None:

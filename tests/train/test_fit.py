@@ -18,6 +18,7 @@ from erg.apply.pictures import VIEW, draw_pictures
 from erg.data import cache
 from erg.data.source import open_source
 from erg.data.synthetic import world
+from erg.train import fit as fitting
 from erg.train.checkpoint import state_hash
 from erg.train.fit import fit, load, with_masks
 from erg.train.preempt import Stopped
@@ -107,6 +108,21 @@ def test_decoded_images_are_kept_where_they_may_be_and_it_is_said(tmp_path: Path
     assert any(line.startswith("Decoded once: ") and "MB on disk" in line for line in told["kept"])
     assert any(line.startswith("Decoded whenever they are used") for line in told["not kept"])
     assert told["kept"][-1] == told["not kept"][-1], "the views are the same"
+
+
+def test_started_again_by_torchrun_a_run_keeps_the_steps_that_were_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(
+        method="SimCLR", encoder="conv", encoder_args={"width": 4, "stages": 2}, image_size=16,
+        data="synthetic:60", batch=16, steps=1000, precision="32",
+    )  # fmt: skip
+    measured = replace(run, steps=7)
+    monkeypatch.setattr(fitting, "measured", lambda *_: measured)
+    with pytest.raises(Stopped):
+        fit(run, out=tmp_path / "run", minutes=1, observers=(), show=StopAt(3))
+    monkeypatch.setattr(fitting, "restarted", lambda: True)
+    assert fit(run, out=tmp_path / "run", minutes=1, observers=()).run.steps == 7
 
 
 def test_masks_that_no_view_takes_are_refused_before_anything_is_decoded(

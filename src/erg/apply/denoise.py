@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erg.apply.denoiser import Denoiser
 from erg.apply.pictures import sheet
-from erg.apply.restorer import descend, save_restorer, seeded
+from erg.apply.restorer import descend, put, save_restorer, seeded
 from erg.data.audio import Clips, cut, mix, open_clips, write_wav
 from erg.durable import write_atomically
 from erg.evaluate.audio import quietest, segmental_snr, si_sdr, spectral_subtraction, wiener
@@ -117,11 +117,12 @@ def train_denoiser(
         progress: called with (steps done, steps).
 
     Raises:
+        ValueError: there is no such device.
         Diverged: the loss is not finite.
     """
     seeded(seed)
     window = 4 * round(0.008 * rate)  # 32 ms
-    network = Denoiser(rate=rate, window=window, hop=window // 4).to(device)
+    network = put(Denoiser(rate=rate, window=window, hop=window // 4), device)
 
     def spectra(step: int, batch: int) -> list[Tensor]:
         length = round(SECONDS * rate)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from erg.data.ahead import ahead
@@ -47,19 +47,52 @@ class Opened:
     classes: tuple[str, ...]
     known: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    def names(self, rows: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+        """Names of the classes of some rows, empty where there is no label: sets number their
+        classes each in its own way, and by names they can be compared."""
+        if self.labels is None:
+            return np.full(len(rows), "")
+        return np.array([*self.classes, ""])[self.labels[rows]]
+
 
 def open_for(
-    encoder: Encoder, data: Any, *, label: str | None = None, progress: Count | None = None
+    encoder: Encoder,
+    data: Any,
+    *,
+    label: str | None = None,
+    progress: Count | None = None,
+    tell: Tell = lambda _: None,
 ) -> Opened:
-    """Open any data at the sharpness an encoder wants, in memory where it fits."""
+    """Open any data at the sharpness an encoder wants, in memory where it fits.
+
+    What cannot be read is left out, however much it is, and said: how much may be missing was
+    decided when the encoder was trained, and is no question where it is used.
+
+    Args:
+        encoder: that is to see the data.
+        data: anything `open_source` opens, or already opened.
+        label: where labels are found.
+        progress: called with (items looked at, items in all).
+        tell: called with what was left out, if anything was.
+
+    Raises:
+        DataError: nothing can be read.
+    """
     if isinstance(data, Opened):
         return data
     source = data if isinstance(data, Source) else open_source(data, label=label)
     manifest, images = open_items(
-        source, short_side=max(64, 2 * encoder.image_size), progress=progress
+        source, short_side=max(64, 2 * encoder.image_size), max_skipped=1.0, progress=progress
     )
+    if len(manifest.ok) < len(manifest):
+        tell(manifest.summary())
     codes, classes = manifest.labels if label is not None else (None, ())
     return Opened(images, manifest, manifest.ok, codes, tuple(classes))
+
+
+def evenly(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
+    """At most so many of the rows, evenly spread: the first ones are those of the first folder."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 
 def trained_on(fitted: Fitted, opened: Opened) -> Bool[np.ndarray, " n"]:

@@ -200,4 +200,4 @@ def right(model: Classifier, opened: Opened, rows: Int[np.ndarray, " n"]) -> Boo
         raise ValueError("there are no labels. Name where they are found.")
     logits = vectors_of(model, model, model.encoder, opened, rows)
     predicted = np.array(model.classes)[logits.argmax(axis=1)]
-    return predicted == np.array([*opened.classes, ""])[opened.labels[rows]]
+    return predicted == opened.names(rows)

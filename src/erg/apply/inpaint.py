@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from erg.apply.inpainter import Inpainter
+from erg.apply.inpainter import LEVELS, Inpainter
 from erg.apply.pictures import sheet
-from erg.apply.restorer import descend, save_restorer, seeded
+from erg.apply.restorer import descend, put, save_restorer, seeded
 from erg.data.cache import Cache, open_images
 from erg.data.loader import Images, Loader
 from erg.data.manifest import default_threads
@@ -35,6 +35,12 @@ OPTIMISER = Optimiser(lr=2e-3, weight_decay=0.01, clip=1.0)
 BATCH = 32
 VIEW = replace(WHOLE, flip=0.5)
 """As in the test: from crops made larger the network would learn to blur."""
+
+STRIDE = 2**LEVELS
+"""Sides of images that the network is trained on are multiples of it [pixels]."""
+
+SMALLEST = 16
+"""Smallest of them [pixels]: SSIM, which is measured in the end, needs 11."""
 
 KINDS = ("text", "holes")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!?&%"
@@ -125,17 +131,19 @@ def train_inpainter(
     Args:
         images: decoded images by row.
         rows: of the images to train on.
-        size: side of the pieces it sees [pixels].
+        size: side of the pieces it sees [pixels]; a multiple of 8 from 16 on.
         steps: of 32 images each, of which half are told where the overlay is.
         seed: of weights, crops and overlays.
         device: cpu or cuda.
         progress: called with (steps done, steps).
 
     Raises:
+        ValueError: there are no pieces of that size, or no such device.
         Diverged: the loss is not finite.
     """
+    _check_size(size)
     seeded(seed)
-    network = Inpainter().to(device).to(memory_format=torch.channels_last)
+    network = put(Inpainter(), device).to(memory_format=torch.channels_last)
     loader = images_of(images, rows, size, seed, VIEW, BATCH)
     on = torch.device(device)
     half = torch.bfloat16 if on.type == "cpu" and has_bf16_instructions() else None
@@ -155,6 +163,15 @@ def train_inpainter(
     finally:
         loader.close()
     return network
+
+
+def _check_size(size: int) -> None:
+    if size < SMALLEST or size % STRIDE:
+        near = max(SMALLEST, STRIDE * round(size / STRIDE))
+        raise ValueError(
+            f"the side of the pieces should be a multiple of {STRIDE}, for the network halves it "
+            f"{LEVELS} times, and {SMALLEST} at least (got {size}). Choose for example {near}."
+        )
 
 
 # What it is worth ----------------------------------------------------------------------------
@@ -276,7 +293,7 @@ def learn_to_inpaint(
         data: anything `open_source` opens.
         out: the folder.
         test: images to test on; a tenth of `data`, chosen by content, if not given.
-        size: side of the pieces it sees [pixels].
+        size: side of the pieces it sees [pixels]; a multiple of 8 from 16 on.
         steps: of training.
         seed: of everything random.
         device: cpu or cuda.
@@ -285,7 +302,12 @@ def learn_to_inpaint(
 
     Returns:
         What is in scores.json.
+
+    Raises:
+        ValueError: the data or the size cannot be used, or no image is left to test on.
+        Diverged: the loss is not finite.
     """
+    _check_size(size)
     with counting("Reading images") as progress:
         manifest, images = _opened(data, size, progress)
     rows, held = (manifest.ok, None) if test is not None else split(manifest, share=0.1)
@@ -295,6 +317,11 @@ def learn_to_inpaint(
             manifest, others = _opened(test, size, progress)
         held = manifest.ok
     assert held is not None
+    if not len(held):
+        raise ValueError(
+            f"an image has to be left to test on, and all {len(rows)} have the same content. Give "
+            "others as well, or name those to test on with --test."
+        )
     tell(f"Training on {len(rows)} images; {len(held)} are for testing.")
     with counting("Training") as progress:
         network = train_inpainter(

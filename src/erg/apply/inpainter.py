@@ -27,6 +27,9 @@ from erg.parts.conv import Residual
 TILE, MARGIN = 256, 96
 """Side of the pieces of a large image, and how far the network looks beyond them [pixels]."""
 
+LEVELS = 3
+"""Resolutions of a network that nobody says more about."""
+
 
 class Inpainter(Restorer):
     """r(x): a U-Net that says for every pixel what is to be added to a smooth filling, and whether
@@ -44,7 +47,7 @@ class Inpainter(Restorer):
 
     command = "inpaint"
 
-    def __init__(self, *, width: int = 32, levels: int = 3, blocks: int = 1) -> None:
+    def __init__(self, *, width: int = 32, levels: int = LEVELS, blocks: int = 1) -> None:
         super().__init__()
         self.arguments = {
             "width": within("width", width, 1, 512),

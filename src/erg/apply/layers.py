@@ -139,16 +139,18 @@ def layers(
         encoder: to look into.
         opened: images with labels to fit the probes on.
         rows: of these images.
-        other: images with labels to test on, whose classes are those of `opened`.
+        other: images with labels to test on. Its classes are those of `opened` by name; one that
+            no row has that is fitted on is always wrong.
         asked: rows of them.
         values: see `pooled`.
 
     Raises:
-        ValueError: a label is missing, or the classes differ.
+        ValueError: there are no labels, or no class is in both sets.
     """
-    if opened.labels is None or other.labels is None or opened.classes != other.classes:
+    labels, theirs = opened.names(rows), other.names(asked)
+    if not {*labels} & {*theirs} - {""}:
         raise ValueError(
-            f"a probe needs the same classes in both sets (got {opened.classes[:5]} and "
+            f"a probe needs some of the same classes in both sets (got {opened.classes[:5]} and "
             f"{other.classes[:5]}). Name where labels are found."
         )
     fit = layer_vectors(encoder, opened, rows, values=values)
@@ -156,8 +158,8 @@ def layers(
     found: list[Layer] = []
     copies, contents = opened.manifest.hashes[rows], other.manifest.hashes[asked]
     for name, vectors in fit.items():
-        probe = fit_probe(vectors, opened.labels[rows], groups=copies)
-        right = probe.predict(ask[name]) == other.labels[asked]
+        probe = fit_probe(vectors, labels, groups=copies)
+        right = probe.predict(ask[name]) == theirs
         accuracy = bootstrap(right, groups=contents)
         chosen = probe.tried.get(probe.strength, 0.0)
         found.append(Layer(name, vectors.shape[1], right, accuracy, chosen))

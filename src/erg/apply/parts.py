@@ -251,7 +251,7 @@ class Shared:
             leave_group()
         if not lead:
             return None
-        opened = {name: self._opened(parts) for name, parts in all_parts.items()}
+        opened = {name: self._opened(parts, tell) for name, parts in all_parts.items()}
         shutil.rmtree(self.folder, ignore_errors=True)
         return opened
 
@@ -267,8 +267,8 @@ class Shared:
             run.autocast(device_of(method)),
         )  # fmt: skip
 
-    def _opened(self, parts: Parts) -> Opened:
-        opened = open_for(self.fitted.encoder, parts.source, label=parts.label)
+    def _opened(self, parts: Parts, tell: Callable[[str], None]) -> Opened:
+        opened = open_for(self.fitted.encoder, parts.source, label=parts.label, tell=tell)
         parts.check(max_skipped=1.0)
         found = [part for i in range(len(parts.shards)) if (part := parts.read(i)) and len(part)]
         ids = np.concatenate([part.ids for part in found])

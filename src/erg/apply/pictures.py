@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from erg.apply.embed import Opened, trained_on, vectors_of
+from erg.apply.embed import Opened, evenly, trained_on, vectors_of
 from erg.data.loader import Loader
 from erg.durable import write_atomically
 from erg.explore.neighbours import panels
@@ -44,9 +44,7 @@ def draw_pictures(
     """
     folder = fitted.folder / "pictures"
     folder.mkdir(exist_ok=True)
-    rows = opened.rows[
-        np.linspace(0, len(opened.rows) - 1, min(items, len(opened.rows))).astype(int)
-    ]
+    rows = evenly(opened.rows, items)
     if held is None:
         held = opened.rows[~trained_on(fitted, opened)[opened.rows]]
     held = opened.rows if len(held) < 4 else held

@@ -41,6 +41,22 @@ def seeded(seed: int) -> None:
     torch.manual_seed(int(bits(seed, Purpose.WEIGHTS)) >> 1)
 
 
+def put(network: R, device: str) -> R:
+    """A network on a device.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        return network.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        reason = str(error).partition("\n")[0][:80]
+        raise ValueError(
+            f"there is no device {device!r} here ({reason}). Choose cpu or cuda; erg doctor shows "
+            "which there are."
+        ) from None
+
+
 def within(name: str, value: object, low: int, high: int) -> int:
     """An integer in [low, high]; files that say otherwise are refused before memory is taken.
 
@@ -70,8 +86,11 @@ def descend(
         progress: called with (steps done, steps).
 
     Raises:
+        ValueError: there is nothing to train, or no step.
         Diverged: the loss is not finite.
     """
+    if steps < 1:
+        raise ValueError(f"training takes one step at least (got {steps}). Choose more.")
     chosen = build_optimiser(optimiser, network)
     if chosen is None:
         raise ValueError("the network has nothing to train.")

@@ -16,6 +16,7 @@ import torch
 from erg.apply.embed import (
     Opened,
     device_of,
+    evenly,
     known_already,
     open_for,
     trained_on,
@@ -39,6 +40,8 @@ from erg.views.types import View
 
 ENCODER, START, PCA_NAME, PIXELS = "encoder", "before training", "PCA", "raw pixels"
 RETRIEVED = 1000
+LARGEST = 1 << 30
+"""Bytes of raw pixels beyond which they are averaged down further."""
 VOTERS = {"knn20": (20, 0.07), "knn200": (200, 0.1)}
 """Neighbours that vote, and the temperature of their votes."""
 
@@ -72,8 +75,17 @@ class Ways:
         start = load_encoder(fitted.folder / "encoder_start")
         return cls(fitted, start.to(device_of(fitted.method)))
 
-    def vectors(self, opened: Opened, rows: np.ndarray, tell: Callable[[str], None]) -> Features:
-        """Vectors of the same rows by encoder, encoder before training and raw pixels."""
+    def vectors(
+        self, opened: Opened, rows: np.ndarray, tell: Callable[[str], None], *, most: int
+    ) -> Features:
+        """Vectors of the same rows by encoder, encoder before training and raw pixels.
+
+        Args:
+            opened: images, or vectors.
+            rows: of them.
+            tell: called with lines worth printing.
+            most: rows of the largest set that is compared (see `pixels_of`).
+        """
         method = self.fitted.method
         autocast = self.fitted.run.autocast(device_of(method))
         found: Features = {}
@@ -84,7 +96,7 @@ class Ways:
         found[START] = vectors_of(
             self.start, self.start, self.start, opened, rows, autocast=autocast
         )
-        found[PIXELS] = pixels_of(opened, rows, method.encoder.image_size)
+        found[PIXELS] = pixels_of(opened, rows, method.encoder.image_size, most=most)
         return found
 
 
@@ -126,8 +138,8 @@ def score(
     """
     encoder = fitted.encoder
     ways = Ways.of(fitted)
-    opened = data if isinstance(data, Opened) else open_for(encoder, data, label=label)
-    other = opened if test is None else open_for(encoder, test, label=label)
+    opened = open_for(encoder, data, label=label, tell=tell)
+    other = opened if test is None else open_for(encoder, test, label=label, tell=tell)
     if label is None:
         found = _again(ways, other, tell)
     else:
@@ -184,8 +196,9 @@ def _labelled(
         how += f"; {leaked:,} of the test images are also among those learned on"
         tell(f"{leaked:,} of {len(test):,} test images are also among those that probes learn on.")
     seen = int(trained_on(ways.fitted, other)[test].sum())
-    fit_on = ways.vectors(opened, train, tell)
-    ask = ways.vectors(other, test, tell)
+    most = max(len(train), len(test))
+    fit_on = ways.vectors(opened, train, tell, most=most)
+    ask = ways.vectors(other, test, tell, most=most)
     pca = PCA.fit(fit_on[PIXELS], min(ways.fitted.encoder.dim, *fit_on[PIXELS].shape))
     fit_on[PCA_NAME], ask[PCA_NAME] = pca(fit_on[PIXELS]), pca(ask[PIXELS])
     copies = opened.manifest.hashes[train]
@@ -200,7 +213,7 @@ def _labelled(
         if name != PIXELS:  # thousands of values: slow, and their PCA stands beside it
             right[name]["linear"] = linear_accuracy(a, train_labels, b, test_labels, groups=copies)
     classes = len(np.unique(train_labels))
-    crops = _two_crops(ways, other, test[:RETRIEVED])
+    crops = _two_crops(ways, other, evenly(test, RETRIEVED))
     about = {
         "split": how,
         "n_train": len(train),
@@ -272,12 +285,12 @@ def _again(ways: Ways, opened: Opened, tell: Callable[[str], None]) -> Tested:
             f"an image is found again among others, and there are {len(rows)} in all. Give more."
         )
     seen = trained_on(ways.fitted, opened)[rows]
-    asked, others = rows[~seen][:RETRIEVED], rows[seen]
+    asked, others = evenly(rows[~seen], RETRIEVED), rows[seen]
     which = "images it was not trained on"
     if len(asked) < 2:
-        asked, others = rows[:RETRIEVED], rows[:0]
+        asked, others = evenly(rows, RETRIEVED), rows[:0]
         which = "images, on which it was trained"
-    every = np.concatenate([asked, others[: RETRIEVED - len(asked)]])
+    every = np.concatenate([asked, evenly(others, RETRIEVED - len(asked))])
     tell(f"Looking for {len(asked)} {which} among {len(every)} by another crop.")
     right: Right = {name: {} for name in (ENCODER, START, PCA_NAME, PIXELS)}
     about: dict[str, Any] = {
@@ -337,10 +350,21 @@ def crops_of(ways: Ways, opened: Opened, rows: np.ndarray, plan: Plan) -> tuple[
     return first, second
 
 
-def pixels_of(opened: Opened, rows: np.ndarray, image_size: int) -> np.ndarray:
-    """Raw pixels in [0, 1] at 32 pixels or less; 16 where they would not fit in a gigabyte."""
+def pixels_of(
+    opened: Opened, rows: np.ndarray, image_size: int, *, most: int | None = None
+) -> np.ndarray:
+    """Raw pixels in [0, 1] at 32 pixels or less; 16 where they would not fit in a gigabyte.
+
+    Args:
+        opened: images, or vectors.
+        rows: of them.
+        image_size: of the encoder they are compared with: no more pixels than it sees [pixels].
+        most: rows of the largest set that they are compared with, since all sets have to be as
+            sharp; by default these rows are the only ones.
+    """
     side = min(32, image_size)
-    side = side if len(rows) * side**2 * 12 < 1 << 30 else 16
+    count = len(rows) if most is None else most
+    side = side if count * side**2 * 12 < LARGEST else min(16, side)
     views = whole_images(
         opened.images, rows, image_size=side, mean=(0.0,) * 3, std=(1.0,) * 3, threads=2
     )

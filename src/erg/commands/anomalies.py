@@ -32,7 +32,7 @@ def anomalies_(
 
     Several energies are computed: the method's own where it is one of an image alone, distances of
     embeddings, and of pixels. Written are anomalies.parquet, a sheet of the most anomalous images
-    and, where labels say which are normal, how well each energy tells (anomalies.json).
+    and, where labels or masks say which are normal, how well each energy tells (anomalies.json).
 
     Args:
         model: a run folder, a folder with an encoder, or a file of embeddings of normal items (then
@@ -40,19 +40,24 @@ def anomalies_(
         data: images to look at.
         normal: images that are normal; what the run was trained on if not given.
         label: where labels are found: a parquet column, or `folder`.
-        normal_class: the label of normal images; all others are anomalous.
+        normal_class: the label of normal images; those with another one are anomalous.
         window: side of windows that are looked at one by one [pixels], for maps; 0 for none.
         stride: from one window to the next [pixels]; a quarter of the side if not given.
-        masks: parquet column of data with images that are white where something is wrong.
+        masks: parquet column of data with images that are white where something is wrong; without
+            labels those are normal whose mask is white nowhere.
         by: the energy to sort by.
         top: images on the sheet.
         out: the folder to write.
         method: repeats a method given by path, which is code.
     """
+    from dataclasses import replace
+
     import numpy as np
 
-    from erg.apply.anomalies import anomalies, localised, of_embeddings, picture
+    from erg.apply.anomalies import anomalies, of_embeddings, picture
     from erg.apply.embed import open_for
+    from erg.apply.normal import check_name, names_of
+    from erg.apply.windows import localised
     from erg.commands.show import compiling, tell
     from erg.embeddings import Embeddings
     from erg.encoders import load_encoder
@@ -65,32 +70,45 @@ def anomalies_(
             f"the sheet shows one image at least, and windows have a size (got --top {top}, "
             f"--window {window}, --stride {stride})."
         )
+    if stride and not window:
+        raise ValueError(
+            f"--stride {stride} is from one window to the next, and no windows are looked at. Give "
+            "their side with --window, or leave it out."
+        )
     if model.is_file() and (window or normal is not None or label is not None):
         raise ValueError(
             f"{model} is a file of embeddings of normal items, which bring their labels and have "
             "no windows. Leave out --normal, --label and --window."
         )
+    is_run = (model / "run.json").exists()
+    chosen = load(model, method=method) if is_run else model
+    if by is not None:
+        check_name(by, names_of(chosen, images=not model.is_file()))
     out.mkdir(parents=True, exist_ok=True)
+    opened = marks = None
     if model.is_file():
         known, asked = Embeddings.load(model), Embeddings.load(data)
         found = of_embeddings(known, asked, normal_class=normal_class)
     else:
-        chosen = load(model, method=method) if (model / "run.json").exists() else model
         encoder = load_encoder(model) if isinstance(chosen, Path) else chosen.encoder
         compiling()
-        opened = open_for(encoder, data, label=label)
+        opened = open_for(encoder, data, label=label, tell=tell)
         options: dict[str, Any] = {"normal": normal, "label": label, "normal_class": normal_class}
         if window:
+            marks = None if masks is None else read_masks(data, masks, opened.rows)
             found = localised(
                 chosen, opened, window=window, stride=stride or -(-window // 4), tell=tell,
                 **options,
             )  # fmt: skip
         else:
             found = anomalies(chosen, opened, tell=tell, **options)
-        if not isinstance(opened.images, np.ndarray):
-            picture(found, opened, out / "anomalies.webp", by=by, items=top)
+    if marks is not None and found.normal is None:
+        whole = np.array([mask is None or not mask.any() for mask in marks])
+        found = found if whole.all() or not whole.any() else replace(found, normal=whole)
     found.save(out / "anomalies.parquet")
-    _judge(found, out / "anomalies.json", data if masks is not None else None, masks)
+    if opened is not None and not isinstance(opened.images, np.ndarray):
+        picture(found, opened, out / "anomalies.webp", by=by, items=top)
+    _judge(found, out / "anomalies.json", marks)
     tell(f"The most anomalous by {found.first if by is None else by}:")
     for i in found.order(by)[:10]:
         tell(f"  {found.energies[by or found.first][i]:10.4g}  {found.paths[i]}")
@@ -98,7 +116,7 @@ def anomalies_(
     return 0
 
 
-def _judge(found: Any, file: Path, data: str | None, column: str | None) -> None:
+def _judge(found: Any, file: Path, masks: list[Any] | None) -> None:
     """Print how well each energy tells, and write it down, where it is known what is normal."""
     from dataclasses import asdict
 
@@ -107,26 +125,24 @@ def _judge(found: Any, file: Path, data: str | None, column: str | None) -> None
     from erg.commands.show import console, warn
     from erg.durable import write_atomically
 
-    if found.normal is None:
+    judged = _scores(found, masks)
+    kinds = list(next(iter(judged.values())))
+    if not kinds:
         return
-    inside = int((found.normal & found.fitted_on).sum())
+    normal, odd = found.sides
+    inside = 0 if found.fitted_on is None else int((normal & found.fitted_on).sum())
     if inside:
         warn(
-            f"{inside} of the {int(found.normal.sum())} normal items that energies are judged by "
+            f"{inside} of the {int(normal.sum())} normal items that energies are judged by "
             "are among those they were fitted on: all but that of neighbours look better than they "
             "are. Judge by others (--normal names those to fit on)."
         )
-    judged = found.judged()
-    if data is not None and column is not None:
-        for name, score in found.located(read_masks(Path(data), column, found.ids)).items():
-            judged[name]["auroc_pixels"] = score
     titles = {
         "auroc": "AUROC",
-        "aupr": f"AUPR of anomalies (chance {1 - found.normal.mean():.2f})",
+        "aupr": f"AUPR of anomalies (chance {odd.sum() / max(1, (normal | odd).sum()):.2f})",
         "aupr_normal": "AUPR of normal items",
         "auroc_pixels": "AUROC of pixels",
     }
-    kinds = list(next(iter(judged.values())))
     table = Table("energy", *(titles[kind] for kind in kinds))
     for name, scores in judged.items():
         cells = [f"{s.value:.3f} ({s.low:.3f} to {s.high:.3f})" for s in scores.values()]
@@ -135,35 +151,79 @@ def _judge(found: Any, file: Path, data: str | None, column: str | None) -> None
     about = {
         "format": 1,
         "items": len(found),
-        "normal": int(found.normal.sum()),
+        "normal": int(normal.sum()),
+        "anomalous": int(odd.sum()),
         "normal_fitted_on": inside,
+        "trained_on": None if found.trained_on is None else int(found.trained_on.sum()),
         "positive": "anomalous items; in aupr_normal the normal ones",
         "scores": {n: {k: asdict(s) for k, s in scores.items()} for n, scores in judged.items()},
     }
     write_atomically(file, json.dumps(about, indent=1).encode())
 
 
-def read_masks(file: Path, column: str, ids: Any) -> list[Any]:
-    """Masks of some rows of a parquet file, bool [h w]; None where there is none.
+def _scores(found: Any, masks: list[Any] | None) -> dict[str, dict[str, Any]]:
+    """By energy, what can be said of how well it tells; what cannot is told."""
+    from erg.commands.show import tell, warn
+
+    judged: dict[str, dict[str, Any]] = {name: {} for name in found.energies}
+    if found.normal is not None:
+        normal, odd = (int(side.sum()) for side in found.sides)
+        if normal + odd < len(found):
+            tell(f"{len(found) - normal - odd} items have no label, and nothing is judged by them.")
+        if normal and odd:
+            judged = found.judged()
+        else:
+            warn(
+                f"{normal} items are known to be normal and {odd} not to be: energies are judged "
+                "by both kinds, so here they are not. Ask about both, or look at --normal-class."
+            )
+    if masks is not None:
+        sound = any(mask is None or not mask.all() for mask in masks)
+        if sound and any(mask is not None and mask.any() for mask in masks):
+            for name, score in found.located(masks).items():
+                judged[name]["auroc_pixels"] = score
+        else:
+            warn("Masks are white nowhere, or everywhere: maps are not judged by them.")
+    return judged
+
+
+def read_masks(data: str | Path, column: str, ids: Any) -> list[Any]:
+    """Masks of some rows of parquet files, bool [h w]; None where there is none.
+
+    They are read a few at a time.
 
     Raises:
-        ValueError: it is no parquet file, or has no such column.
+        ValueError: these are no parquet files, or have no such column, or a mask is damaged.
     """
-    import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from erg.data.decode import load_rgb
+    from erg.data.decode import UnreadableImage, load_rgb
+    from erg.data.source import open_source
+    from erg.data.tables import Parquet
 
+    source = open_source(data)
+    wanted, found = {int(i) for i in ids}, {}
     try:
-        values = pq.read_table(file, columns=[column])[column]
-    except (pa.ArrowException, OSError, KeyError) as error:
+        if not isinstance(source, Parquet):
+            raise ValueError("it is no table")
+        start = 0
+        for table in source.masks(column).tables:
+            for batch in table.parquet.iter_batches(64, columns=[column]):
+                values = batch.column(column)
+                for i in wanted.intersection(range(start, start + len(values))):
+                    value = values[i - start].as_py()
+                    value = value["bytes"] if isinstance(value, dict) else value
+                    found[i] = None if value is None else load_rgb(value)[..., 0] > 127
+                start += len(values)
+    except UnreadableImage as error:
         raise ValueError(
-            f"{file} has no masks in a column {column!r} ({str(error).splitlines()[0]}). Masks "
-            "are read from one parquet file."
+            f"a mask in the column {column!r} of {data} cannot be read: {error.reason} Write it "
+            "again, or leave it empty where nothing is wrong."
         ) from None
-    found: list[Any] = []
-    for i in ids:
-        value = values[int(i)].as_py()
-        found.append(None if value is None else np.asarray(load_rgb(value))[..., 0] > 127)
-    return found
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"{data} has no masks in a column {column!r} ({reason}). Masks are read from parquet "
+            "files."
+        ) from None
+    return [found.get(int(i)) for i in ids]

@@ -48,8 +48,9 @@ def denoise(
     """
     from erg.commands.show import counting, tell
 
-    if sound is not None and model is not None and audio is None and noise is None:
-        return _apply(sound, model, out or sound.with_name(f"{sound.stem}-denoised.wav"))
+    training = [audio, noise, hold, hold_noise]
+    if sound is not None and model is not None and training == [None] * 4:
+        return _apply(sound, model, out or sound.with_name(f"{sound.stem}-denoised.wav"), device)
     if audio is None or noise is None or sound is not None or model is not None:
         raise ValueError(
             "erg denoise takes a WAV file and --model FOLDER, or --audio SPEECH and --noise NOISE "
@@ -67,14 +68,14 @@ def denoise(
     return 0
 
 
-def _apply(sound: Path, model: Path, out: Path) -> int:
+def _apply(sound: Path, model: Path, out: Path, device: str) -> int:
     from erg.apply.denoise import draw_spectrograms
     from erg.apply.denoiser import Denoiser
-    from erg.apply.restorer import load_restorer
+    from erg.apply.restorer import load_restorer, put
     from erg.commands.show import tell
     from erg.data.audio import read_wav, resample, write_wav
 
-    network = load_restorer(Denoiser, model)
+    network = put(load_restorer(Denoiser, model), device)
     noisy, rate = read_wav(sound)
     if rate != network.rate:
         tell(f"{sound} has {rate} Hz; the model works at {network.rate} Hz, and so is the result.")

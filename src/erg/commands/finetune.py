@@ -19,6 +19,7 @@ def finetune_(
     *,
     label: str,
     per_class: int = 0,
+    head_layers: int = 0,
     test: str | None = None,
     steps: int = 300,
     batch: int = 64,
@@ -38,6 +39,9 @@ def finetune_(
         data: images with labels to learn from.
         label: where labels are found: a parquet column, or `folder`.
         per_class: labels of each class to use; 0 for all.
+        head_layers: of the projector that a run was trained with, the first so many layers stay
+            between the encoder and the new linear layer: 1 in SimCLRv2, for which a wide encoder
+            had three.
         test: images to test on; without, data are split 80 / 20 by content.
         steps: optimiser steps.
         batch: images per step.
@@ -50,7 +54,7 @@ def finetune_(
     from dataclasses import replace
 
     from erg.apply.finetune import Tuning
-    from erg.classifiers import save_classifier
+    from erg.classifiers import first_layers, save_classifier
     from erg.commands.show import compiling, console, tell
     from erg.durable import write_atomically
     from erg.encoders import load_encoder
@@ -59,10 +63,18 @@ def finetune_(
     compiling()
     fitted = load(model, method=method) if (model / "run.json").exists() else None
     encoder = load_encoder(model) if fitted is None else fitted.encoder
+    kept = None
+    if head_layers:
+        if fitted is None:
+            raise ValueError(
+                f"{model} holds an encoder without its projector, of which no layers can be kept. "
+                "Give the run folder, or leave --head-layers out."
+            )
+        kept = first_layers(getattr(fitted.method, "projector", None), head_layers)
     tuning = Tuning(steps=steps, batch=batch, lr=lr, seed=seed)
     scratch = replace(tuning, lr=scratch_lr)
     classifier, scores = compared(
-        fitted or encoder, data, label, test, per_class, (tuning, scratch), tell
+        fitted or encoder, data, label, test, per_class, (tuning, scratch), tell, kept
     )
     save_classifier(classifier, out)
     write_atomically(out / "scores.json", json.dumps(scores, indent=1).encode())
@@ -86,16 +98,17 @@ def compared(
     per_class: int,
     tunings: tuple[Any, Any],
     tell: Any,
+    kept: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The fine-tuned classifier, and the accuracies of all that were trained.
 
-    The model is a run or an encoder. The first way of learning is that of fine-tuning, the second
-    that from scratch.
+    The model is a run or an encoder, behind which layers of a projector may be kept. The first way
+    of learning is that of fine-tuning, the second that from scratch.
     """
     from dataclasses import asdict
 
     from erg.apply.embed import known_already, open_for, trained_on, vectors_of
-    from erg.apply.finetune import afresh, few, finetune, right
+    from erg.apply.finetune import afresh, few, finetune, projector_afresh, right
     from erg.commands.show import counting
     from erg.data.splits import split
     from erg.encoders import Encoder
@@ -104,8 +117,8 @@ def compared(
 
     tuning, scratch = tunings
     encoder = model if isinstance(model, Encoder) else model.encoder
-    opened = open_for(encoder, data, label=label)
-    other = opened if test is None else open_for(encoder, test, label=label)
+    opened = open_for(encoder, data, label=label, tell=tell)
+    other = opened if test is None else open_for(encoder, test, label=label, tell=tell)
     rows, asked = split(opened.manifest) if test is None else (opened.rows, other.rows)
     rows = few(opened, rows, per_class or len(rows), seed=tuning.seed)
     assert other.labels is not None
@@ -128,22 +141,22 @@ def compared(
     contents = other.manifest.hashes[asked]
     found: dict[str, Any] = {}
     with counting("Fine-tuning") as progress:
-        classifier = finetune(encoder, opened, rows, tuning, progress=progress)
+        classifier = finetune(encoder, opened, rows, tuning, projector=kept, progress=progress)
     found["fine-tuned"] = right(classifier, other, asked)
     fresh = afresh(encoder, seed=tuning.seed)
+    blank = None if kept is None else projector_afresh(kept, seed=tuning.seed)
     with counting("From scratch") as progress:
         found["from scratch"] = right(
-            finetune(fresh, opened, rows, scratch, progress=progress), other, asked
+            finetune(fresh, opened, rows, scratch, projector=blank, progress=progress),
+            other,
+            asked,
         )
     a, b = (
         vectors_of(encoder, encoder, encoder, each, chosen)
         for each, chosen in ((opened, rows), (other, asked))
     )
-    assert opened.labels is not None
-    names, theirs = [*opened.classes, ""], [*other.classes, ""]
-    copies = opened.manifest.hashes[rows]
-    probe = fit_probe(a, _named(names, opened.labels[rows]), groups=copies)
-    found["linear probe, not tuned"] = probe.predict(b) == _named(theirs, other.labels[asked])
+    probe = fit_probe(a, opened.names(rows), groups=opened.manifest.hashes[rows])
+    found["linear probe, not tuned"] = probe.predict(b) == other.names(asked)
     both = found["fine-tuned"], found["from scratch"]
     gap = difference(*both, groups=contents)
     value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
@@ -165,9 +178,3 @@ def compared(
         "network from scratch.",
     }
     return classifier, about
-
-
-def _named(classes: list[str], codes: Any) -> Any:
-    import numpy as np
-
-    return np.array(classes)[codes]

@@ -39,15 +39,16 @@ def inpaint(
         images: images to train on.
         test: images to test on; a tenth of the others, chosen by content, if not given.
         out: the folder of the model; with a picture, the PNG file to write.
-        size: side of the pieces that a model is trained on [pixels].
+        size: side of the pieces that a model is trained on [pixels]; a multiple of 8 from 16 on.
         steps: of training.
         seed: of everything random.
         device: cpu or cuda.
     """
     from erg.commands.show import counting, tell
 
-    if picture is not None and model is not None and images is None:
-        return _apply(picture, model, mask, out or picture.with_name(f"{picture.stem}-filled.png"))
+    if picture is not None and model is not None and images is None and test is None:
+        target = out or picture.with_name(f"{picture.stem}-filled.png")
+        return _apply(picture, model, mask, target, device)
     if images is None or picture is not None or model is not None or mask is not None:
         raise ValueError(
             "erg inpaint takes a picture and --model FOLDER, or --images DATA to train a model. "
@@ -65,18 +66,18 @@ def inpaint(
     return 0
 
 
-def _apply(picture: Path, model: Path, mask: Path | None, out: Path) -> int:
+def _apply(picture: Path, model: Path, mask: Path | None, out: Path, device: str) -> int:
     import io
 
     from PIL import Image
 
     from erg.apply.inpainter import Inpainter
-    from erg.apply.restorer import load_restorer
+    from erg.apply.restorer import load_restorer, put
     from erg.commands.show import tell
     from erg.data.decode import load_rgb
     from erg.durable import write_atomically
 
-    network = load_restorer(Inpainter, model)
+    network = put(load_restorer(Inpainter, model), device)
     image = load_rgb(picture)
     hidden = load_rgb(mask)[..., 0] >= 128 if mask is not None else None
     if hidden is not None and hidden.shape != image.shape[:2]:

@@ -63,6 +63,7 @@ def layers_(
 
     from erg.apply.embed import known_already, open_for
     from erg.apply.layers import layers
+    from erg.commands.project import numbers_beside
     from erg.commands.show import compiling, tell
     from erg.data.splits import split
     from erg.durable import write_atomically
@@ -70,13 +71,15 @@ def layers_(
     from erg.evaluate.intervals import clear, difference
     from erg.train.fit import load
 
+    path = out or run / "layers.svg"
+    numbers = numbers_beside(path)
     fitted = load(run, method=method)
     chosen = data if data is not None else fitted.run.data
     if not chosen:
         raise ValueError("the run was made from data in memory. Name the data to probe on.")
     compiling()
-    opened = open_for(fitted.encoder, chosen, label=label)
-    other = opened if test is None else open_for(fitted.encoder, test, label=label)
+    opened = open_for(fitted.encoder, chosen, label=label, tell=tell)
+    other = opened if test is None else open_for(fitted.encoder, test, label=label, tell=tell)
     rows, asked = split(opened.manifest) if test is None else (opened.rows, other.rows)
 
     opened, other = (
@@ -86,6 +89,9 @@ def layers_(
     leaked = int(known_already(opened, opened.rows, other, other.rows).sum())
     if leaked:
         tell(f"{leaked:,} of {len(other.rows):,} test images are also among those to fit on.")
+    lacking = sorted({*other.names(other.rows)} - {*opened.names(opened.rows)})
+    if lacking:
+        tell(f"Not among the classes to fit on, so always wrong: {', '.join(lacking[:8])}.")
     found = {
         name: layers(encoder, opened, opened.rows, other, other.rows, values=values)
         for name, encoder in (
@@ -117,7 +123,6 @@ def layers_(
             f"({value:+.1f} points, {low:+.1f} to {high:+.1f})."
         )
     tell(text)
-    path = out or fitted.folder / "layers.svg"
     title = f"{fitted.run.method}: linear probe at every depth"
     write_atomically(path, curves(found, title).encode())
     about = {
@@ -139,7 +144,7 @@ def layers_(
             for name, curve in found.items()
         },
     }
-    write_atomically(path.with_suffix(".json"), json.dumps(about, indent=1).encode())
+    write_atomically(numbers, json.dumps(about, indent=1).encode())
     tell(f"The chart is {path}.")
     return 0
 
@@ -150,7 +155,7 @@ def _known(opened: "Opened", rows: "np.ndarray", most: int) -> "np.ndarray":
     Raises:
         ValueError: fewer than two are left.
     """
-    import numpy as np
+    from erg.apply.embed import evenly
 
     assert opened.labels is not None
     kept = rows[opened.labels[rows] >= 0]
@@ -159,7 +164,7 @@ def _known(opened: "Opened", rows: "np.ndarray", most: int) -> "np.ndarray":
             f"{len(kept)} of {len(rows)} images have a label, and at most {most} are wanted: a "
             "probe needs two at least to fit on and to test on. Look at --label and --images."
         )
-    return kept[np.linspace(0, len(kept) - 1, min(most, len(kept))).astype(int)]
+    return evenly(kept, most)
 
 
 def curves(found: "dict[str, list[Layer]]", title: str) -> str:

@@ -1,8 +1,9 @@
 """erg pretrain: learn an encoder from images without labels."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -76,8 +77,9 @@ class Options:
             a share of every parameter of a ViT or RegNet.
         not_finite: what happens where the loss or a gradient is not a finite number: stop, skip the
             step, or rollback to the last whole hundredth of the run.
-        resume: a run folder to go on with.
-        from_: a run.json to repeat.
+        resume: a run folder to go on with, as it was begun; from here on it may have more --steps,
+            another --seed, --lr, --weight-decay or --clip, and another --not-finite or --strategy.
+        from_: a run.json to repeat; the same may be changed.
         dry_run: open 64 images, do one step, print what the run would need, and stop.
         report: write report.html at the end.
         max_skipped: largest share of unreadable files.
@@ -119,17 +121,63 @@ class Options:
     cache_gb: float | None = None
 
 
+THIS_SITTING = frozenset([
+    "resume", "from", "data", "method", "device", "devices", "nodes", "dry_run", "report",
+    "max_skipped", "cache_gb",
+])  # fmt: skip
+"""Options that are about this machine and this time, and serve every run, begun or not."""
+
+OF_RUN, OF_OPTIMISER = ("steps", "seed", "strategy", "not_finite"), ("lr", "weight_decay", "clip")
+"""What may be changed on the way: any checkpoint goes on with it."""
+
+
+def named(arguments: Sequence[str]) -> dict[str, str]:
+    """Options as they stand on the command line, by the name of their field."""
+    found: dict[str, str] = {}
+    for word in arguments:
+        if word.startswith("--"):
+            option = word.partition("=")[0]
+            found[option.removeprefix("--").removeprefix("no-").replace("-", "_")] = option
+    return found
+
+
+def check(options: Options, arguments: Sequence[str]) -> None:
+    """Whether every option that stands on the command line has a meaning there.
+
+    Raises:
+        ValueError: one would change nothing, or contradicts another.
+    """
+    lengths = [f"--{n}" for n in ("steps", "epochs", "minutes") if getattr(options, n) is not None]
+    if len(lengths) > 1:
+        raise ValueError(f"{' and '.join(lengths)} each say how long to train. Give one of them.")
+    if options.resume is None and options.from_ is None:
+        return
+    if options.resume is not None and options.from_ is not None:
+        raise ValueError("--resume goes on with a run and --from repeats one. Give one of them.")
+    serve = {*THIS_SITTING, *OF_RUN, *OF_OPTIMISER}
+    how = "--resume"
+    if options.resume is None:
+        serve, how = serve | {"out", "minutes"}, "--from"
+    lost = [option for name, option in named(arguments).items() if name not in serve]
+    if lost:
+        raise ValueError(
+            f"{', '.join(lost)} would change nothing: with {how} a run is as its run.json says. "
+            "Leave out what is named here, or begin another run."
+        )
+
+
 def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
     """Carry out the command; the exit code."""
     started = time.monotonic()
+    check(options, arguments)
     from erg.commands.show import compiling, counting, tell, training
     from erg.train.launch import in_group, leads, relaunch
 
-    if options.devices > 1 and not in_group():
+    if (options.devices > 1 or options.nodes > 1) and not in_group():
         return relaunch(["pretrain", *arguments], options.devices, options.nodes)
     from erg.train.fit import fit, next_folder
 
-    run, why, source = plan(options, given)
+    run, why, source = plan(options, given, named(arguments))
     for line in why:
         tell(line)
     if source.kind == "image":
@@ -137,7 +185,7 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
     if options.dry_run:
         from erg.commands.dry_run import dry_run
 
-        return dry_run(run, source)
+        return dry_run(run, source, minutes=options.minutes, device=options.device)
     tell(python_of(run, options.minutes))
     out = options.resume or options.out or next_folder(run)
     with counting("Reading images") as prepared, training() as show:
@@ -148,12 +196,18 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
         )  # fmt: skip
     tell(f"The encoder is in {fitted.folder}/encoder.")
     if leads() and options.report:
-        finish(fitted, source, options.label)
+        finish(fitted, source, fitted.run.label)
     return 0
 
 
-def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
-    """The Run, why it is as it is, and the opened source."""
+def plan(options: Options, given: Given, said: Collection[str]) -> tuple[Any, list[str], Any]:
+    """The Run, why it is as it is, and the opened source.
+
+    Args:
+        options: of the command.
+        given: arguments of method and encoder.
+        said: fields of the options that stand on the command line.
+    """
     from erg.data.source import open_source
     from erg.durable import read_json
     from erg.recipes.default import default
@@ -165,16 +219,19 @@ def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
             told = RunFolder(options.resume).read_run()
         else:
             told = read_json(Path(str(options.from_)))
-        run = Run.from_json(told, method=options.method)
+        before = Run.from_json(told, method=options.method)
+        if options.method not in (None, before.method):
+            raise ValueError(
+                f"the run's method is {before.method}, and --method can only repeat it (got "
+                f"{options.method}). Leave it out, or begin another run."
+            )
+        run = changed(before, options, said)
         if options.data is not None:
             run = replace(run, data=options.data)
         if not run.data:
             raise ValueError("the run was made from data in memory. Name the data to use.")
-        return (
-            run,
-            [f"As before: {run.method}, {run.encoder}."],
-            open_source(run.data, label=run.label),
-        )
+        why = [f"As before: {run.method}, {run.encoder}.", *differences(before, run)]
+        return run, why, open_source(run.data, label=run.label)
     if options.data is None:
         raise ValueError("no data given. Write: erg pretrain FOLDER_OF_IMAGES")
     source = open_source(options.data, label=options.label)
@@ -213,6 +270,36 @@ def plan(options: Options, given: Given) -> tuple[Any, list[str], Any]:
     return run, [source.describe(), *why], source
 
 
+def changed(run: Any, options: Options, said: Collection[str]) -> Any:
+    """A run that was begun, with what is said to be otherwise from here on.
+
+    Raises:
+        ValueError: it is resumed and would be shorter.
+    """
+    steps = options.steps
+    if options.resume is not None and steps is not None and steps < run.steps:
+        raise ValueError(
+            f"the run is to have {run.steps:,} steps, some of which are done: it can have more, "
+            f"not fewer (got --steps {steps}). Begin another run for that."
+        )
+    of_run, of_optimiser = (
+        {name: getattr(options, name) for name in names if name in said}
+        for names in (OF_RUN, OF_OPTIMISER)
+    )
+    return replace(run, optimiser=replace(run.optimiser, **of_optimiser), **of_run)
+
+
+def differences(before: Any, after: Any) -> list[str]:
+    """What a run does otherwise than it did before, as lines of text."""
+    pairs = [(name, before, after) for name in OF_RUN]
+    pairs += [(name, before.optimiser, after.optimiser) for name in OF_OPTIMISER]
+    return [
+        f"Changed: {name} {getattr(b, name)}, which was {getattr(a, name)}."
+        for name, a, b in pairs
+        if getattr(a, name) != getattr(b, name)
+    ]
+
+
 def look(source: Any) -> Any:
     """What the default recipe wants to know of a source: a few images are opened for it."""
     import numpy as np
@@ -224,10 +311,12 @@ def look(source: Any) -> Any:
 
     n = len(source)
     sides: list[int] = []
+    reason = ""
     for i in np.linspace(0, n - 1, min(n, 32)).astype(int):
         try:
             item = source.read(int(i))
-        except ValueError:
+        except (ValueError, OSError) as error:
+            reason = str(error).rstrip(".")
             continue
         if source.kind == "array":
             words = source.vocabulary if isinstance(source, Tokens) else 0
@@ -236,33 +325,54 @@ def look(source: Any) -> Any:
         sides.append(min(item.shape[:2]))
     if not sides:
         raise DataError(
-            f"none of {min(n, 32)} items looked at could be read as an image. Check the data."
+            f"none of {min(n, 32)} items looked at could be read as an image (the last: {reason}). "
+            "Check the data."
         )
     return Seen(n, int(np.median(sides)), torch.cuda.is_available())
 
 
 def python_of(run: Any, minutes: float | None) -> str:
     """The Python that does the same."""
-    default = type(run)(method=run.method, encoder=run.encoder, image_size=run.image_size)
-    told = [
-        f"{name}={getattr(run, name)!r}"
-        for name in type(run).__dataclass_fields__
-        if name in ("method", "encoder", "image_size")
-        or getattr(run, name) != getattr(default, name)
-    ]
     limit = f", minutes={minutes:g}" if minutes else ""
-    return f"In Python: erg.fit(erg.Run({', '.join(told)}){limit})"
+    return f"In Python: erg.fit({_as_python(run)}{limit})"
+
+
+def _as_python(value: Any) -> str:
+    """A value as Python to be pasted behind `import erg`; of data types what is not the default."""
+    if is_dataclass(value) and not isinstance(value, type):
+        told = [
+            f"{field.name}={_as_python(getattr(value, field.name))}"
+            for field in fields(value)
+            if getattr(value, field.name) != _default(field)
+        ]
+        return f"erg.{type(value).__name__}({', '.join(told)})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {_as_python(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple):
+        inside = ", ".join(_as_python(v) for v in value)
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    return repr(value)
+
+
+def _default(field: Any) -> Any:
+    """Of a field of a data type; MISSING where there is none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def finish(fitted: Any, source: Any, label: str | None) -> None:
-    """Score, draw and write the page."""
+    """Score, draw and write the page.
+
+    What was trained is there: scores that cannot be computed cost neither pictures nor page.
+    """
     import json
 
     from erg.apply.embed import open_for
     from erg.apply.pictures import draw_pictures
     from erg.apply.scores import score
     from erg.commands.evaluate import print_scores
-    from erg.commands.show import counting, tell
+    from erg.commands.show import counting, tell, warn
     from erg.durable import write_atomically
     from erg.report.build import write_report
     from erg.train.fit import with_masks
@@ -270,10 +380,19 @@ def finish(fitted: Any, source: Any, label: str | None) -> None:
     with counting("Reading images") as progress:
         opened = open_for(fitted.encoder, source, label=label, progress=progress)
     if source.kind == "image":
-        scores = score(fitted, opened, label=label, tell=tell)
-        scores["data"] = fitted.run.data
-        write_atomically(fitted.folder / "scores.json", json.dumps(scores).encode())
-        print_scores(scores)
+        file = fitted.folder / "scores.json"
+        try:
+            scores = score(fitted, opened, label=label, tell=tell)
+        except ValueError as error:
+            file.unlink(missing_ok=True)  # of the run before it was resumed
+            warn(
+                f"Not scored: {error} The trained encoder is kept. Score it on other images, or by "
+                f"other labels: erg evaluate {fitted.folder} DATA --label WHERE"
+            )
+        else:
+            scores["data"] = fitted.run.data
+            write_atomically(file, json.dumps(scores).encode())
+            print_scores(scores)
     images = with_masks(fitted, opened.images, opened.manifest, source)
     draw_pictures(fitted, replace(opened, images=images), tell=tell)
     tell(f"Look at {write_report(fitted.folder)}")

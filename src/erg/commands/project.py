@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 PANEL, MARGIN, DOT = 420, 28, 3  # side of a map, room for its title, radius of a point [pixels]
-COLOURS = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f",
-    "#bcbd22", "#17becf",
+COLOURS: tuple[str, ...] = (
+    "#2f6fb5", "#dd7a26", "#3b9455", "#c9453e", "#8360b5", "#8c6047", "#cf62a2", "#5e8c1f",
+    "#b49a1a", "#2299a8", "#5b59c9",
 )  # fmt: skip
+"""Of the most common classes, as on the report's page; all others share a grey."""
+OTHERS, UNLABELLED = "#8b929b", "#cfd3d8"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,6 +60,7 @@ def project_(
     from erg.evaluate.trustworthiness import faithful
     from erg.explore.project import LARGEST_TSNE, projections
 
+    numbers = numbers_beside(out)
     found = Embeddings.load(embeddings)
     most = min(items, LARGEST_TSNE, len(found))
     found = found[np.linspace(0, len(found) - 1, most).astype(int)]
@@ -84,9 +88,24 @@ def project_(
     console.print(table)
     write_atomically(out, drawn(maps, found.labels))
     about = {"format": 1, "items": most, "maps": told}
-    write_atomically(out.with_suffix(".json"), json.dumps(about, indent=1).encode())
+    write_atomically(numbers, json.dumps(about, indent=1).encode())
     tell(f"The maps are in {out}.")
     return 0
+
+
+def numbers_beside(picture: Path) -> Path:
+    """Where the numbers that belong to a picture are written.
+
+    Raises:
+        ValueError: in the picture's own place.
+    """
+    numbers = picture.with_suffix(".json")
+    if picture.suffix.lower() == numbers.suffix:
+        raise ValueError(
+            f"the numbers beside the picture are written to {numbers}, so it cannot be the picture "
+            "too. Give --out another ending."
+        )
+    return numbers
 
 
 def by_autoencoder(vectors: "np.ndarray", *, steps: int, seed: int) -> "np.ndarray":
@@ -129,17 +148,32 @@ def _same_label(xy: "np.ndarray", labels: "np.ndarray") -> float:
     return float((labels[nearest] == labels).mean())
 
 
+def coloured(labels: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The colour of every item, and what the colours stand for: names with theirs.
+
+    The most common classes have a colour each; no two classes look like one, but for those that are
+    called others.
+    """
+    sizes = Counter(label for label in labels if label)
+    common = sorted(sizes, key=lambda name: (-sizes[name], name))
+    own: dict[str, str] = dict(zip(common, COLOURS, strict=False))
+    legend = list(own.items())
+    if len(common) > len(own):
+        legend.append((f"{len(common) - len(own)} other classes", OTHERS))
+    if "" in labels:
+        legend.append(("no label", UNLABELLED))
+    return [own.get(label, OTHERS if label else UNLABELLED) for label in labels], legend
+
+
 def drawn(maps: "dict[str, np.ndarray]", labels: "np.ndarray | None") -> bytes:
-    """All maps in one picture (PNG), points in the colours of their labels."""
+    """All maps in one picture (PNG), points in the colours of their labels, with a legend."""
     from io import BytesIO
 
     import numpy as np
     from PIL import Image, ImageDraw
 
-    classes, codes = (
-        ([], None) if labels is None else np.unique(np.asarray(labels), return_inverse=True)
-    )
-    room = 20 * -(-min(len(classes), 20) // 5) if len(classes) else 0
+    colours, legend = coloured([] if labels is None else [str(label) for label in labels])
+    room = 20 * -(-len(legend) // 5)
     size = (2 * PANEL, -(-len(maps) // 2) * (PANEL + MARGIN) + room)
     picture = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(picture)
@@ -152,12 +186,12 @@ def drawn(maps: "dict[str, np.ndarray]", labels: "np.ndarray | None") -> bytes:
         places = (xy - centre) / reach * (PANEL / 2 - 12) + PANEL / 2
         for j, (across, up) in enumerate(places):
             x, y = left + float(across), top + MARGIN + PANEL - float(up)
-            colour = COLOURS[0 if codes is None else int(codes[j]) % len(COLOURS)]
+            colour = colours[j] if colours else COLOURS[0]
             pen.ellipse((x - DOT, y - DOT, x + DOT, y + DOT), fill=colour)
-    for i, name in enumerate(list(classes)[:20]):
+    for i, (name, colour) in enumerate(legend):
         x, y = 10 + i % 5 * (2 * PANEL // 5), size[1] - room + i // 5 * 20
-        pen.ellipse((x, y + 4, x + 8, y + 12), fill=COLOURS[i % len(COLOURS)])
-        pen.text((x + 14, y), str(name)[:18] or "no label", fill="black", font_size=13)
+        pen.ellipse((x, y + 4, x + 8, y + 12), fill=colour)
+        pen.text((x + 14, y), name[:18], fill="black", font_size=13)
     stream = BytesIO()
     picture.save(stream, "PNG")
     return stream.getvalue()

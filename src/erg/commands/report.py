@@ -10,17 +10,25 @@ def main(arguments: Sequence[str]) -> int:
     return tyro.cli(report_, args=list(arguments), prog="erg report")
 
 
-def report_(run: Path, /, *, out: Path | None = None, redraw: bool = False) -> int:
+def report_(
+    run: Path, /, *, out: Path | None = None, redraw: bool = False, method: str | None = None
+) -> int:
     """Write report.html from the files of a run.
 
     Args:
         run: the run folder.
         out: the file to write; report.html in the run folder if not given.
         redraw: make the map, the neighbours and the views again from the run's data.
+        method: to redraw; repeats a method given by path, which is code.
     """
     from erg.commands.show import tell
     from erg.report.build import write_report
 
+    if method is not None and not redraw:
+        raise ValueError(
+            f"a page is written without the code of a method, so --method {method} changes "
+            "nothing. Leave it out, or add --redraw."
+        )
     if redraw:
         from dataclasses import replace
 
@@ -29,14 +37,14 @@ def report_(run: Path, /, *, out: Path | None = None, redraw: bool = False) -> i
         from erg.data.source import open_source
         from erg.train.fit import load, with_masks
 
-        fitted = load(run)
+        fitted = load(run, method=method)
         if not fitted.run.data:
             raise ValueError(
                 "the run was made from data in memory, which are not there any more. Leave out "
                 "--redraw."
             )
         source = open_source(fitted.run.data, label=fitted.run.label)
-        opened = open_for(fitted.encoder, source, label=fitted.run.label)
+        opened = open_for(fitted.encoder, source, label=fitted.run.label, tell=tell)
         images = with_masks(fitted, opened.images, opened.manifest, source)
         draw_pictures(fitted, replace(opened, images=images))
     tell(f"Look at {write_report(run, out)}")

@@ -20,7 +20,7 @@ def search(
     model: Path | None = None,
     k: int = 10,
     bits: int = 0,
-    by: Literal["hamming", "dot", "jaccard"] = "hamming",
+    by: Literal["hamming", "dot", "jaccard"] | None = None,
     out: Path | None = None,
     method: str | None = None,
 ) -> int:
@@ -36,7 +36,7 @@ def search(
         model: the run folder, or folder with an encoder, that made the embeddings.
         k: items to list.
         bits: length of the codes; 0 for the vectors as they are.
-        by: what is counted between codes.
+        by: what is counted between codes; hamming if not given.
         out: a JSON file to write too.
         method: repeats a method given by path, which is code.
     """
@@ -68,6 +68,12 @@ def search(
             )
     more = min(len(bank), k + len(rows))  # an item is no neighbour of itself
     codes = codes_of(bank.vectors, asked.vectors, bits)
+    if codes is None and by is not None:
+        raise ValueError(
+            f"--by {by} compares codes, and {embeddings} holds vectors of other numbers than 0 and "
+            "1. Leave it out, or make codes of them with --bits."
+        )
+    by = by or "hamming"
     if codes is None:
         near, how_near = nearest(bank.vectors, asked.vectors, k=more)
         tell(f"{len(bank):,} vectors of {4 * bank.vectors.shape[1]} bytes, cosine similarity:")
@@ -98,12 +104,21 @@ def search(
 
 
 def codes_of(bank: Any, queries: Any, bits: int) -> Any:
-    """Codes of both sides, or None where vectors are to be compared as they are."""
+    """Codes of both sides, or None where vectors are to be compared as they are.
+
+    Raises:
+        ValueError: they are codes, and others are asked for.
+    """
     import numpy as np
 
     from erg.explore.search import Codes, Hash
 
     if all(np.isin(side, (0, 1)).all() for side in (bank, queries)):
+        if bits:
+            raise ValueError(
+                f"vectors of zeros and ones are codes already, here of {bank.shape[1]} bits (got "
+                f"--bits {bits}). Leave it out."
+            )
         return Codes.pack(bank), Codes.pack(queries)
     if bits == 0:
         return None

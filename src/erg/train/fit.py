@@ -230,8 +230,8 @@ def fit(
     """
     if devices > 1 and not in_group():
         options = {
-            "--minutes": minutes, "--device": device, "--max-skipped": max_skipped,
-            "--cache-gb": cache_gb,
+            "--minutes": None if resume else minutes, "--device": device,
+            "--max-skipped": max_skipped, "--cache-gb": cache_gb,
         }  # fmt: skip
         if data is not None or observers is not None or show is not None or prepared is not None:
             raise ValueError(
@@ -245,6 +245,8 @@ def fit(
     lead = leads()  # the process group starts with the loop
     # torchrun starts the same command again after a process has died.
     resume = resume or (restarted() and folder.run_file.exists())
+    if resume and minutes is not None and folder.run_file.exists():
+        run = replace(run, steps=folder.read_run()["steps"])  # as they were measured
     if folder.run_file.exists() and not resume:
         raise ValueError(
             f"{folder.path} already holds a run. Go on with it (--resume {folder.path}), or choose "
