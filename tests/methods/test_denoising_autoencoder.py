@@ -1,4 +1,4 @@
-"""Denoising autoencoder: loops, and the closed form on Gaussian data."""
+"""Denoising autoencoder: loops, the closed form on Gaussian data, the field beside a spiral."""
 
 from typing import Any
 
@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from erg.encoders import build_encoder
+from erg.landscape import worlds
+from erg.landscape.fields import alignment, field
+from erg.landscape.learn import MLP, learn
+from erg.landscape.learn import method as build
 from erg.methods.denoising_autoencoder import DenoisingAutoencoder
 from erg.testing import check_method
 from erg.views.plan import LIGHT
@@ -96,6 +100,33 @@ def test_on_gaussian_data_the_best_linear_map_is_tweedies() -> None:
     x = drawn(10, 3, seed=3)
     score = -x @ torch.linalg.inv(turn @ torch.diag(variances + s**2) @ turn.T)
     assert torch.allclose(method.reconstruct(x) - x, s**2 * score, atol=0.05)
+
+
+def test_beside_a_spiral_the_field_leads_back_to_it() -> None:
+    """v = r(x) - x is short on the curve, and v . n = -delta at a distance delta <= s from it."""
+    s, points = 0.2, worlds.spiral(1000)
+    model: Any = build("DenoisingAutoencoder", 2, noise=s, **MLP)
+    learn(model, points, steps=1500)
+    assert field(model.reconstruct, points).travel.mean() < 0.2 * s
+    # The outer half, where the curve bends little within s; its arms are 5 s apart.
+    t = torch.linspace(0.4, 0.95, 60, dtype=torch.float64)
+    along = worlds.spiral_at(t + 1e-5) - worlds.spiral_at(t - 1e-5)
+    normal = torch.stack([-along[:, 1], along[:, 0]], dim=1) / along.norm(dim=1, keepdim=True)
+    deltas = s * torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    offsets = torch.cat([deltas, -deltas])[:, None]
+    beside = (worlds.spiral_at(t) + offsets[..., None] * normal).float()
+    moved = field(model.reconstruct, beside.reshape(-1, 2)).move
+    v = (torch.from_numpy(moved).reshape(beside.shape) * normal).sum(dim=2)  # v . n
+    assert bool((v.sign() == -offsets.sign())[offsets[:, 0].abs() > s / 3].all())
+    # The curve bends, which draws v inwards on both sides: what is odd in delta is the slope.
+    inside, outside = v.mean(dim=1).chunk(2)
+    slope = (inside - outside) / (2 * deltas)
+    assert slope.tolist() == pytest.approx([-1.0] * 4, abs=0.1)
+    # The best r of these very points is their mean, each weighted by how near it is (Tweedie).
+    gaps = points[:, None] - beside.reshape(-1, 2)
+    near = (-gaps.square().sum(dim=2) / (2 * s**2)).softmax(dim=0)
+    best = (near[:, :, None] * gaps).sum(dim=0)
+    assert alignment(moved, best.double().numpy()) > 0.98
 
 
 def test_plan_corrupts_a_copy_of_the_clean_view() -> None:

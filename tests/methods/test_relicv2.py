@@ -1,5 +1,7 @@
-"""RELICv2: golden numbers, a loop over crops, images and candidates, who sees which crops."""
+"""RELICv2: golden numbers, a loop over crops, images and candidates, gradients by finite
+differences, who sees which crops, a teacher that follows."""
 
+import itertools
 import math
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 from erg.encoders import build_encoder
 from erg.methods.relicv2 import RELICv2
 from erg.parts.teacher import Teacher
+from erg.schedule import Linear
 from erg.views.pixels import Pixels
 from erg.views.render import make_views
 from erg.views.types import View, Views
@@ -113,6 +116,37 @@ def test_no_gradient_flows_into_what_the_teacher_asks() -> None:
     assert torch.allclose(x.grad, wanted[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_gradient_is_that_of_finite_differences(
+    negatives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With respect to the data, through every part; the teacher and what it asks are held."""
+    method = plain(temperature=0.5, negatives=negatives, contrast=1.0, invariance=0.7)
+    generator = torch.Generator().manual_seed(0)
+    x, y, taught = (
+        torch.randn(rows, 3, generator=generator, dtype=torch.float64) for rows in (4, 4, 8)
+    )
+    monkeypatch.setattr(method, "teach", lambda *_: taught)
+    scores, calls, asked = method.scores, itertools.count(), []
+
+    def held(*args: Any) -> torch.Tensor:
+        """Every second call is the teacher's: what it found in the first of all losses."""
+        which, of_teacher = divmod(next(calls), 2)
+        if not of_teacher:
+            return scores(*args)
+        if which < 4:  # two crops and two targets
+            asked.append(scores(*args))
+        return asked[which % 4]
+
+    monkeypatch.setattr(method, "scores", held)
+
+    def total(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return method.loss(Views((View(x), View(y)), torch.arange(4), step=1), 0.0).total
+
+    assert torch.autograd.gradcheck(total, (x.requires_grad_(), y.requires_grad_()))
+    assert not any(found.requires_grad for found in asked)
+
+
 @pytest.mark.parametrize(("b", "n", "count"), [(6, 3, 4), (6, 0, 6), (4, 10, 4), (2, 10, 2)])
 def test_candidates_are_the_image_and_others_each_once(b: int, n: int, count: int) -> None:
     method = a_method(negatives=n)
@@ -136,6 +170,21 @@ def test_small_crops_never_reach_the_teacher() -> None:
     assert [tuple(shape) for shape in seen] == [(10, 3, 16, 16)]
     assert all(p.grad is None for p in method.teacher.parameters())
     assert all(p.grad is not None for p in method.projector.parameters())
+
+
+def test_the_teacher_follows_the_new_weights_by_the_schedule() -> None:
+    schedule = Linear(0.2, 0.8)
+    method = a_method(momentum=schedule)
+    student = [*method.encoder.parameters(), *method.projector.parameters()]
+    for progress in (0.0, 0.5, 1.0):
+        before = [p.clone() for p in method.teacher.parameters()]
+        with torch.no_grad():
+            for p in student:
+                p.add_(torch.randn_like(p))
+        method.after_step(progress)
+        m = schedule(progress)
+        for old, new, fast in zip(before, method.teacher.parameters(), student, strict=True):
+            assert torch.allclose(new, m * old + (1 - m) * fast, atol=1e-14)
 
 
 def test_energy_is_minus_the_cosine_of_crop_and_teacher() -> None:

@@ -268,15 +268,23 @@ def test_plan_has_two_large_and_some_small_crops() -> None:
     assert large.local == (SWAV_LOCAL,) * 6
 
 
-def test_an_encoder_of_one_size_either_works_or_is_refused_at_once() -> None:
-    """A vision transformer of timm takes images of one side only; the plan has two."""
+def test_small_crops_need_an_encoder_of_more_than_one_size() -> None:
+    """A vision transformer of timm takes images of one side only, unless it is told otherwise."""
     vit: dict[str, Any] = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    encoder = build_encoder("vit_tiny_patch16_224", 32, **vit)
-    try:
-        method = SwAV(encoder, hidden=4, dim=4, prototypes=3, queue=0)
-    except ValueError:
-        return
-    plan = method.plan()
-    sides = [view.pixels(32) for view in (*plan.main, *plan.local)]
-    crops = tuple(View(torch.randn(4, 3, side, side)) for side in sides)
-    assert torch.isfinite(method.loss(Views(crops[:2], torch.arange(4), crops[2:]), 0.5).total)
+    small: dict[str, Any] = {"hidden": 4, "dim": 4, "prototypes": 3, "queue": 0}
+    name = "vit_tiny_patch16_224"
+    with pytest.raises(ValueError, match=f"SwAV makes small crops, and {name} takes one size"):
+        SwAV(build_encoder(name, 32, **vit), **small)
+    for encoder, crops in (
+        (build_encoder(name, 32, **vit), 0),
+        (build_encoder(name, 32, **vit, dynamic_img_size=True), 6),
+    ):
+        method = SwAV(encoder, small_crops=crops, **small)
+        plan = method.plan()
+        assert len(plan.local) == crops
+        main, local = (
+            tuple(View(torch.randn(4, 3, side, side)) for side in (v.pixels(32) for v in kinds))
+            for kinds in (plan.main, plan.local)
+        )
+        assert {view.data.shape[-1] for view in local} <= {16}
+        assert torch.isfinite(method.loss(Views(main, torch.arange(4), local), 0.5).total)

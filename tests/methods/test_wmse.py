@@ -1,6 +1,7 @@
-"""W-MSE: golden numbers, whiteness, loops over groups, gradients to all views."""
+"""W-MSE: golden numbers, whiteness, what is singular, loops over groups, gradients."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,11 +63,33 @@ def test_whitened_embeddings_are_white() -> None:
     assert whiten(z.to(torch.bfloat16)).dtype == torch.float32
 
 
-def test_a_singular_covariance_is_refused() -> None:
-    flat = drawn(9, 4, seed=1)
-    flat[:, 2] = flat[:, 0]
-    with pytest.raises(ValueError, match="covariance of 9 embeddings in 4 dimensions is singular"):
-        whiten(torch.zeros_like(flat))
+SINGULAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "all alike": lambda z: z[:1].expand_as(z),
+    "two dimensions equal": lambda z: z[:, [0, 1, 0, 3]],
+    "one a sum of others": lambda z: torch.cat([z[:, :3], z[:, :1] - 2 * z[:, 1:2]], dim=1),
+    "one constant": lambda z: torch.cat([z[:, :3], z[:1, 3:].expand(len(z), 1)], dim=1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", SINGULAR)
+def test_a_singular_covariance_is_refused(kind: str, dtype: torch.dtype) -> None:
+    """Of many draws, since rounding leaves a singular one positive in some and not in others."""
+    for seed in range(30):
+        flat = SINGULAR[kind](drawn(9, 4, seed=seed).to(dtype))
+        with pytest.raises(ValueError, match="of 9 embeddings in 4 dimensions is singular"):
+            whiten(flat)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 0.02), (torch.float64, 1e-8)])
+def test_what_is_no_more_than_nearly_singular_is_whitened(dtype: torch.dtype, off: float) -> None:
+    """Dimensions of any scale, and one that another explains but for a ten-thousandth."""
+    z = drawn(9, 4, seed=1)
+    z[:, 2] = z[:, 0] + 0.01 * z[:, 2]
+    for scale in (torch.ones(4), torch.tensor([1e-6, 1.0, 1e5, 1e-3])):
+        v = whiten((z * scale).to(dtype))
+        assert float((torch.cov(v.T) - torch.eye(4)).abs().max()) < off
 
 
 @pytest.mark.parametrize("normalised", [True, False])

@@ -1,4 +1,6 @@
-"""Imagenette: a small recipe for every method."""
+"""Imagenette: a small recipe for every method, which can be built and written down."""
+
+import json
 
 import pytest
 
@@ -6,6 +8,7 @@ from erg import catalog
 from erg.recipes.cifar import HEADS
 from erg.recipes.default import OF_TOKENS
 from erg.recipes.imagenette import imagenette
+from erg.train.run import Run
 
 
 @pytest.mark.parametrize("method", [n for n in catalog.names() if n not in OF_TOKENS])
@@ -17,6 +20,13 @@ def test_every_method_has_a_recipe(method: str) -> None:
     catalog.check_arguments(catalog.find(method), run.method_args)
     for name, value in HEADS.get(method, {}).items():
         assert run.method_args[name] == value
+    built = run.build()
+    assert type(built) is catalog.find(method)
+    assert built.encoder.image_size == run.image_size
+    plan = built.plan()
+    assert all(view.pixels(run.image_size) == run.image_size for view in plan.main)
+    assert all(view.pixels(run.image_size) < run.image_size for view in plan.local)
+    assert Run.from_json(json.loads(json.dumps(run.to_json()))).to_json() == run.to_json()
 
 
 @pytest.mark.parametrize("method", ["RELICv2", "DeepCluster", "SeLa", "VICRegL", "DINO"])

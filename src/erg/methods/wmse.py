@@ -18,13 +18,20 @@ from erg.views.types import View, Views
 def whiten(z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
     """L^-1 (z - mean) with the covariance L L^T, so that the covariance becomes the identity.
 
+    A covariance counts as singular where a dimension varies no more than it is rounded, or where
+    rounding is all that the dimensions before it leave of its variance: what is left may be
+    positive by chance, and v would be rounding errors made as long as everything else.
+
     Raises:
         ValueError: the covariance is singular.
     """
     z = energy.at_least_float32(z)
-    z = z - z.mean(dim=0)
-    factor, failed = torch.linalg.cholesky_ex(z.T @ z / (len(z) - 1))
-    if failed:
+    mean = z.mean(dim=0)
+    z = z - mean
+    covariance = z.T @ z / (len(z) - 1)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    left, rounding = factor.diagonal().square(), len(z) * torch.finfo(z.dtype).eps
+    if failed or (left <= rounding * covariance.diagonal() + (rounding * mean).square()).any():
         raise ValueError(
             f"the covariance of {len(z)} embeddings in {z.shape[1]} dimensions is singular. Lower "
             "dim or the learning rate, or raise group."
