@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -18,8 +19,23 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 
 ORDER = (
     "views", "training_step", "time_to_accuracy", "small_images", "ntxent", "embedding",
-    "beside_lightly", "methods", "layers",
+    "beside_lightly", "methods", "layers", "anomalies", "binary_codes",
 )  # fmt: skip
+
+
+def load(name: str, file: str = "run.py") -> Any:
+    """A script of a benchmark as a module."""
+    script = HERE / name / file
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}_{script.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(script.parent))  # as when it is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(script.parent))
+    return module
 
 
 def rows(name: str) -> list[tuple[str, str, str]]:
@@ -32,17 +48,7 @@ def rows(name: str) -> list[tuple[str, str, str]]:
         done = {file.stem: json.loads(file.read_text()) for file in files}
     if not done:
         return []
-    script = results.with_name("run.py")
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(script.parent))  # as when it is run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(script.parent))
-    return module.claims(done)
+    return load(name).claims(done)
 
 
 def write() -> None:

@@ -1,6 +1,6 @@
 """Spoken digits out of noise: a speaker and noises that training has not heard.
 
-    python benchmarks/audio_denoising/run.py DATA [--seeds 0 1 2] [--speakers jackson ...]
+    python benchmarks/audio_denoising/run.py DATA [--seeds 0 1 2] [--speakers ...] [--threads 1]
 
 For each speaker and seed a denoiser is trained on the other three speakers with the noises of
 four folds of ESC-10 (a fold holds whole recordings), and tested on 200 clips of the speaker with
@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from llvmlite import binding
 
 from erg.apply.denoise import score_denoiser, train_denoiser
 from erg.data.audio import open_clips
+from erg.durable import write_atomically
 from erg.train.run import environment
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -54,21 +56,34 @@ def run() -> None:
     parser.add_argument("--speakers", nargs="+", default=list(SPEAKERS), choices=SPEAKERS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in options.seeds:
         for speaker in options.speakers:
             key = f"{speaker}, {options.steps} steps, seed {seed}"
             if key not in done:
                 done[key] = measure(options.data, speaker, options.steps, seed)
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
     table(done)
 
 
 def table(done: dict[str, Any]) -> None:
+    """The tables of every number of steps that was measured."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for key, found in done.items():
+        _, steps, _ = key.split(", ")
+        groups.setdefault(steps, []).append(found)
+    for steps, group in groups.items():
+        table_of(steps, group)
+
+
+def table_of(steps: str, group: list[dict[str, Any]]) -> None:
     """Gains over the noisy sound by ratio: mean over runs, lowest and highest run."""
+    runs = [found["scores"]["ratios"] for found in group]
+    print(f"\n{steps}, {len(runs)} runs")
     for measure in ("si_sdr", "segmental_snr"):
-        runs = [found["scores"]["ratios"] for found in done.values()]
         ways = list(runs[0]["0"][measure]["gain"])
         print(f"\ngain in {measure} [dB]\n\n| at | {' | '.join(ways)} |")
         print("|---" + "|---" * len(ways) + "|")
@@ -79,13 +94,13 @@ def table(done: dict[str, Any]) -> None:
                 spread = f"{min(gains):.2f} to {max(gains):.2f}"
                 cells.append(f"{statistics.mean(gains):.2f} ({spread})")
             print(f"| {ratio} dB | {' | '.join(cells)} |")
-    worst = min(f["scores"]["ratios"]["0"]["si_sdr"]["gain"]["erg"]["value"] for f in done.values())
+    worst = min(found["0"]["si_sdr"]["gain"]["erg"]["value"] for found in runs)
     print(f"\nworst run at 0 dB: {worst:.2f} dB (bar {BAR:g})")
     for way in runs[0]["0"]["si_sdr"]["ahead"]:
         ahead = [found["0"]["si_sdr"]["ahead"][way] for found in runs]
         least = min(each["value"] for each in ahead), min(each["low"] for each in ahead)
         print(f"ahead of {way}: {least[0]:.2f} dB at least, {least[1]:.2f} at the interval's end")
-    print(f"longest training: {max(f['seconds'] for f in done.values()):.0f} s")
+    print(f"longest training: {max(found['seconds'] for found in group):.0f} s")
 
 
 if __name__ == "__main__":

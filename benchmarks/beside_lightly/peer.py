@@ -50,6 +50,10 @@ COLOURS: dict[str, Any] = {
     "cj_contrast": same.COLOURS, "cj_sat": same.COLOURS, "cj_hue": same.HUE,
     "random_gray_scale": same.GREY, "hf_prob": same.FLIP,
 }  # fmt: skip
+DOUBLED = {name: 2 * COLOURS[name] for name in ("cj_bright", "cj_contrast", "cj_sat", "cj_hue")}
+DINO_COLOURS = COLOURS | DOUBLED | {"cj_strength": 0.5}
+"""The same changes. DINOTransform does not hand its strength on to the second large crop, which
+takes half of what it is given, so all crops take half of the double."""
 
 
 class Cifar(Dataset[Any]):
@@ -172,7 +176,7 @@ def transform_of(method: str) -> Any:
     return DINOTransform(
         global_crop_size=32, global_crop_scale=same.LARGE, local_crop_size=same.SMALL_SIDE,
         local_crop_scale=same.SMALL, n_local_views=same.SMALL_CROPS, gaussian_blur=(0.0, 0.0, 0.0),
-        solarization_prob=0.0, **COLOURS,
+        solarization_prob=0.0, **DINO_COLOURS,
     )  # fmt: skip
 
 

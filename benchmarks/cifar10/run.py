@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from erg.cli import main
+from erg.durable import write_atomically
 from erg.train.run import environment
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -50,7 +51,7 @@ def run() -> None:
                 "scores": scores,
                 "environment": environment(),
             }
-        RESULTS.write_text(json.dumps(done, indent=1))
+        write_atomically(RESULTS, json.dumps(done, indent=1).encode())
 
 
 if __name__ == "__main__":

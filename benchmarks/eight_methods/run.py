@@ -21,6 +21,7 @@ from typing import Any
 
 from erg import catalog
 from erg.cli import main
+from erg.durable import write_atomically
 from erg.train.run import environment
 
 METHODS = (
@@ -83,7 +84,7 @@ def run() -> None:
             if key not in done:
                 with tempfile.TemporaryDirectory() as folder:
                     done[key] = measure(name, options.data, options.minutes, seed, Path(folder))
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
     print_table(done)
 
 

@@ -25,6 +25,7 @@ import torch
 from llvmlite import binding
 
 import erg
+from erg.durable import write_atomically
 from erg.train.features import computing_in, evaluating
 from erg.train.run import Precision, environment
 
@@ -112,11 +113,11 @@ def run() -> None:
                 if f"erg; {key}" not in done:
                     found = measure(folder, images, precision, size, repetition)
                     done[f"erg; {key}"] = found
-                    RESULTS.write_text(json.dumps(done, indent=1))
+                    write_atomically(RESULTS, json.dumps(done, indent=1).encode())
                 if f"lightly; {key}" not in done and options.peer_python is not None:
                     found = measure_peer(options.peer_python, folder, precision, size)
                     done[f"lightly; {key}"] = found
-                    RESULTS.write_text(json.dumps(done, indent=1))
+                    write_atomically(RESULTS, json.dumps(done, indent=1).encode())
     table(done)
 
 

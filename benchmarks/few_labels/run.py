@@ -1,13 +1,14 @@
 """Few labels: does pretraining on all images without labels help a classifier?
 
-    python benchmarks/few_labels/run.py DATA [--seeds 0 1 2] [--minutes 5]
+    python benchmarks/few_labels/run.py DATA [--seeds 0 1 2] [--minutes 5] [--threads 1]
 
 SimCLR (or another method) learns from all training images without labels for some minutes. Then
 10, 50, 100 and 500 labels of each class, drawn at random, smaller draws inside larger ones, teach
 - the pretrained encoder with a linear layer, which starts as its probe (fine-tuned),
 - the same network from random weights, for the same number of steps with the same views, at two
   learning rates of which the better on the test set counts: the comparison favours it,
-- a linear probe on the pretrained encoder as it is, and on the principal components of pixels.
+- a linear probe on the pretrained encoder as it is, and on the 64 principal components of the
+  pixels of all training images, which need no labels either.
 All are tested on the 10,000 test images. What is in results.json is not measured again.
 """
 
@@ -26,6 +27,7 @@ import erg
 from erg.apply.embed import open_for, vectors_of
 from erg.apply.finetune import Tuning, afresh, few, finetune, right
 from erg.apply.scores import pixels_of
+from erg.durable import write_atomically
 from erg.evaluate.baselines import PCA
 from erg.evaluate.intervals import Score, bootstrap, difference
 from erg.evaluate.linear import linear_accuracy
@@ -67,6 +69,7 @@ def measure(
     assert opened.labels is not None
     assert test.labels is not None
     pixels = [pixels_of(each, each.rows, 32) for each in (opened, test)]
+    pca = PCA.fit(pixels[0], 64)
     vectors = vectors_of(encoder, encoder, encoder, test, test.rows)
     for size in sizes:
         rows = few(opened, opened.rows, size, seed=seed)
@@ -85,7 +88,6 @@ def measure(
         labels = opened.labels[rows]
         probe = linear_accuracy(mine, labels, vectors, test.labels[test.rows])
         small = pixels[0][np.searchsorted(opened.rows, rows)]
-        pca = PCA.fit(small, min(64, len(rows) // 2))
         plain = linear_accuracy(pca(small), labels, pca(pixels[1]), test.labels[test.rows])
         found[str(size)] = {
             "fine-tuned": _three(bootstrap(ours)),
@@ -116,7 +118,9 @@ def run() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--method", default="SimCLR")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in options.seeds:
         for name in options.sets:
@@ -125,7 +129,7 @@ def run() -> None:
             if sizes:
                 found = measure(options.data, name, sizes, seed, options.minutes, options.method)
                 done |= {f"{start}; {n} labels": found[str(n)] for n in sizes}
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
     table(done)
 
 

@@ -3,7 +3,8 @@
     python benchmarks/figures/run.py [--figures NAME ...] [--again]
 
 Each is `erg landscape NAME --out FILE.png` in a process of its own, from its start to its end. Bar:
-60 seconds on two cores. What is in results.json already is not measured again.
+60 seconds on two cores. What is in results.json already is not measured again. A figure that fails
+is told and left out, the others go on.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from erg.durable import write_atomically
 from erg.landscape import FIGURES
 from erg.train.run import environment
 
@@ -22,14 +24,17 @@ RESULTS = Path(__file__).parent / "results.json"
 BAR = 60
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Seconds of the command, and the numbers that it printed."""
+def measure(name: str) -> dict[str, Any] | None:
+    """Seconds of the command, and the numbers that it printed; None if it failed, which is told."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / f"{name}.png"
         command = [sys.executable, "-m", "erg.cli", "landscape", name, "--out", str(out)]
         start = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - start
+        if done.returncode:
+            print(f"{name} left with {done.returncode}:\n{done.stderr}", flush=True)
+            return None
         size = out.stat().st_size
     facts = [line.rpartition(": ") for line in done.stdout.splitlines() if ": " in line]
     return {
@@ -46,10 +51,23 @@ def run() -> None:
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    failed = []
     for name in options.figures:
         if options.again or name not in done:
-            done[name] = measure(name)
-            RESULTS.write_text(json.dumps(done, indent=1))
+            found = measure(name)
+            if found is None:
+                failed.append(name)
+                done.pop(name, None)
+            else:
+                done[name] = found
+            write_atomically(RESULTS, json.dumps(done, indent=1).encode())
+    table(done)
+    if failed:
+        sys.exit(f"{len(failed)} figures failed: {', '.join(failed)}. What was printed says why.")
+
+
+def table(done: dict[str, Any]) -> None:
+    """Seconds of every figure, and which are too slow."""
     print("| figure | shows | seconds |\n|---|---|---|")
     for name, found in done.items():
         print(f"| {name} | {FIGURES[name][1]} | {found['seconds']:.0f} |")

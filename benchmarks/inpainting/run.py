@@ -1,6 +1,6 @@
 """Text and holes out of images not seen in training, beside the median and biharmonic filling.
 
-    python benchmarks/inpainting/run.py DATA [--seeds 0 1 2] [--sets cifar10 imagenette]
+    python benchmarks/inpainting/run.py DATA [--seeds 0 1 2] [--sets cifar10] [--threads 1]
 
 An inpainter is trained on the images of a training set and tested on 200 of its test set, CIFAR-10
 at 32 pixels and Imagenette at 64. `erg`, the median and biharmonic filling are told where the
@@ -26,6 +26,7 @@ import erg
 from erg.apply.inpaint import images_of, score_inpainter, train_inpainter
 from erg.data.cache import open_images
 from erg.data.source import open_source
+from erg.durable import write_atomically
 from erg.evaluate.restoration import psnr
 from erg.train.run import environment
 from erg.views.plan import WHOLE
@@ -46,7 +47,7 @@ def measure(data: Path, name: str, steps: int, seed: int) -> dict[str, Any]:
     network = train_inpainter(images, manifest.ok, size=size, steps=steps, seed=seed)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     scores, picture = score_inpainter(network, held, other.ok, size=size, seed=seed)
-    (RESULTS.parent / f"{name}-{seed}.png").write_bytes(picture)
+    write_atomically(RESULTS.parent / f"{name}-{seed}.png", picture)
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
@@ -74,7 +75,8 @@ def one_vector(data: Path, minutes: float, seed: int) -> dict[str, Any]:
     with torch.no_grad():
         made = method.reconstruct((y - mean) / std) * std + mean
     pairs = zip(y.permute(0, 2, 3, 1).numpy(), made.permute(0, 2, 3, 1).numpy(), strict=True)
-    return {"psnr": float(np.mean([psnr(a, b.clip(0, 1)) for a, b in pairs])), "minutes": minutes}
+    value = float(np.mean([psnr(a, b.clip(0, 1)) for a, b in pairs]))
+    return {"psnr": value, "minutes": minutes, "versions": environment()}
 
 
 def run() -> None:
@@ -84,27 +86,32 @@ def run() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in options.seeds:
         for name in options.sets:
             key = f"{name}, {options.steps} steps, seed {seed}"
             if key not in done:
                 done[key] = measure(options.data, name, options.steps, seed)
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
     key = "one vector, 3 minutes, seed 0"
     if "cifar10" in options.sets and key not in done:
         done[key] = one_vector(options.data, 3, 0)
-        RESULTS.write_text(json.dumps(done, indent=1))
+        write_atomically(RESULTS, json.dumps(done, indent=1).encode())
     table(done)
 
 
 def table(done: dict[str, Any]) -> None:
-    """Means over runs, lowest and highest run."""
+    """Means over runs of as many steps, lowest and highest run."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for key, found in done.items():
+        if "scores" in found:
+            groups.setdefault(key.rpartition(", ")[0], []).append(found["scores"]["kinds"])
     print("| set, overlay | way | PSNR [dB] | of hidden pixels | SSIM |\n|---|---|---|---|---|")
-    for name in SETS:
-        runs = [found["scores"]["kinds"] for key, found in done.items() if key.startswith(name)]
-        for kind in runs[0] if runs else ():
+    for name, runs in groups.items():
+        for kind in runs[0]:
             for way in runs[0][kind]["psnr"]["mean"]:
                 cells = []
                 for measure, digits in (("psnr", 2), ("psnr_hidden", 2), ("ssim", 3)):

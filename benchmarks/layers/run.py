@@ -1,6 +1,6 @@
 """At which depth do the classes lie? A pretext method beside a contrastive one.
 
-    python benchmarks/layers/run.py DATA [--seeds 0 1] [--minutes 5] [--picture FILE.png]
+    python benchmarks/layers/run.py DATA [--seeds 0 1] [--picture FILE.png] [--threads 1]
 
 Rotation and SimCLR train the same network, from the same weights, with batches of as many images
 and for the same minutes of wall clock, on the 50,000 training images of CIFAR-10 without labels;
@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import binding
 
 import erg
 from erg import landscape
 from erg.apply.embed import Opened, open_for
 from erg.apply.layers import OUTPUT, layers
+from erg.durable import write_atomically
 from erg.evaluate.intervals import Score, difference
 from erg.landscape.draw import Canvas, Figure
 from erg.recipes.default import Seen, default
@@ -111,19 +113,21 @@ def run() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="for trials: elsewhere")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--picture", type=Path, help="draw the curves: .png, .svg or .pdf")
     parser.add_argument("--theme", default="light", choices=("light", "dark"))
     options = parser.parse_args()
     usual = (options.minutes, options.images) == (MINUTES, IMAGES)
     if not usual and options.results == RESULTS:
         parser.error("other minutes or numbers of images are for trials: say where with --results")
+    torch.set_num_threads(options.threads)
     done = json.loads(options.results.read_text()) if options.results.exists() else {}
     for seed in options.seeds:
         for network in options.networks:
             key = f"{network}; seed {seed}"
             if key not in done:
                 done[key] = measure(network, options.data, options.minutes, options.images, seed)
-                options.results.write_text(json.dumps(done, indent=1))
+                write_atomically(options.results, json.dumps(done, indent=1).encode())
                 print(key, [layer["accuracy"][0] for layer in done[key]["layers"]], flush=True)
     table(done)
     if options.picture:
@@ -167,7 +171,8 @@ class Curves(Figure):
 
     def draw(self, canvas: Canvas) -> None:
         ax, at = canvas.panels(1, 1)[0, 0], np.arange(len(self.names))
-        colours = dict(zip(NETWORKS, (canvas.theme.quiet, *canvas.theme.colours), strict=False))
+        drawn = (canvas.theme.quiet, *canvas.theme.colours)
+        colours = dict[str, str](zip(NETWORKS, drawn, strict=False))
         for network, curve in self.curves.items():
             colour = colours[network]
             ax.plot(at, curve.mean(axis=0), color=colour, marker="o", label=network)
@@ -183,6 +188,8 @@ def table(done: dict[str, Any]) -> None:
     """A line for each layer, means over seeds with the lowest and the highest; then what is
     claimed."""
     found = by_network(done)
+    if not found:
+        return
     print(f"| layer | values | {' | '.join(found)} |\n|---|---|{'---|' * len(found)}")
     for i, layer in enumerate(next(iter(done.values()))["layers"]):
         cells = [_spread([row["layers"][i]["accuracy"][0] for row in rows], "{:.1f}")

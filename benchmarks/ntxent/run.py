@@ -19,6 +19,8 @@ from typing import Any
 
 from llvmlite import binding
 
+from erg.durable import write_atomically
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 
@@ -57,7 +59,7 @@ def run() -> None:
                 if key in done or (form == "lightly" and options.peer_python is None):
                     continue
                 done[key] = measure(form, batch, options, repetition)
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
                 print(key, {k: v for k, v in done[key].items() if k != "versions"}, flush=True)
     table(done)
 

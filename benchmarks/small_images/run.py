@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 import erg
+from erg.durable import write_atomically
 from erg.evaluate.knn import nearest, vote
 from erg.recipes.default import Seen, default
 from erg.train.run import environment
@@ -137,7 +138,7 @@ def run() -> None:
             free.put(cores)
             with writing:
                 done[key] = found
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
             print(key, found["knn200"], found["steps"], flush=True)
 
     with ThreadPoolExecutor(options.at_once) as pool:

@@ -3,7 +3,8 @@
 python benchmarks/soak/run.py [--minutes 30]
 
 Trains on the embedded world with looks and checkpoints all the time, and counts every ten seconds.
-The first third warms up: what counts is the growth over the rest.
+The first third warms up: what counts is the growth over the rest. What ends before its time is no
+measurement and is not written down.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from erg.durable import write_atomically
 from erg.train.fit import fit
 from erg.train.health import Health
 from erg.train.preempt import Stopped
@@ -41,6 +43,7 @@ class Counter:
     minutes: float
     clock: Callable[[], float] = time.monotonic
     seen: list[dict[str, float]] = field(default_factory=list)
+    over: bool = False
 
     def __post_init__(self) -> None:
         self.start = self.last = self.clock()
@@ -51,6 +54,7 @@ class Counter:
             self.last = now
             self.seen.append({"minute": (now - self.start) / 60, "step": progress.step, **count()})
         if now - self.start > 60 * self.minutes:
+            self.over = True
             os.kill(os.getpid(), 15)
 
 
@@ -78,7 +82,11 @@ def growth(seen: list[dict[str, float]]) -> dict[str, float]:
 
 
 def soak(minutes: float) -> dict[str, object]:
-    """One run of so many minutes, and what grew."""
+    """One run of so many minutes, and what grew.
+
+    Raises:
+        SystemExit: it ended earlier.
+    """
     counter = Counter(minutes)
     told = Run(
         # So many steps that it ends by the clock, and progress is shown every 200 of them.
@@ -91,6 +99,12 @@ def soak(minutes: float) -> dict[str, object]:
             told, out=Path(folder) / "run", show=counter,
             observers=(Health(looks=told.steps // 1000),),
         )  # fmt: skip
+    if not counter.over:
+        lasted = (counter.clock() - counter.start) / 60
+        raise SystemExit(
+            f"The run ended after {lasted:.1f} of {minutes:g} minutes, so nothing is written. "
+            "Start it again."
+        )
     found = growth(counter.seen)
     return {
         "minutes": minutes,
@@ -107,8 +121,10 @@ def run() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     options = parser.parse_args()
     found = soak(options.minutes)
-    RESULTS.write_text(json.dumps(found, indent=1))
+    write_atomically(RESULTS, json.dumps(found, indent=1).encode())
     print({name: found[name] for name in ("minutes", "growth", "constant")})
+    if not found["constant"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from llvmlite import binding
 
 import erg
 from erg.apply.embed import Opened, open_for, vectors_of
+from erg.durable import write_atomically
 from erg.evaluate.knn import nearest, vote
 from erg.method import Method
 from erg.recipes.default import Seen, default
@@ -150,7 +151,7 @@ def run() -> None:
 
     def keep(key: str, found: dict[str, Any]) -> None:
         done[key] = found
-        RESULTS.write_text(json.dumps(done, indent=1))
+        write_atomically(RESULTS, json.dumps(done, indent=1).encode())
         print(key, found.get("curve") or found["seconds"], flush=True)
 
     sized = erg.build_encoder("pixels", 32)
@@ -172,12 +173,15 @@ def run() -> None:
 
 
 def lightly_seconds(done: dict[str, Any]) -> dict[float, float]:
-    """What lightly takes to each accuracy, at its images per second here."""
+    """What lightly takes to each accuracy, at its images per second here; nothing if these are not
+    known."""
     rates = [
         value["batch"] / statistics.median(value["seconds"])
         for key, value in done.items()
         if key.startswith(PEER)
     ]
+    if not rates:
+        return {}
     known = done["lightly's curve"]["curve"] if "lightly's curve" in done else KNOWN
     return {wanted: _images(known, wanted) / statistics.median(rates) for wanted in WANTED}
 
@@ -198,6 +202,8 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What is claimed, the bar, and what was measured (lowest to highest of the seeds)."""
     theirs, found = lightly_seconds(done), seconds(done)
     rows: list[tuple[str, str, str]] = []
+    if not theirs:
+        return rows
     for first, bar in (("default", 10), ("ResNet-18", 2.5)):
         for wanted in WANTED:
             # A schedule is chosen before training: the fastest of those that get there.
@@ -218,7 +224,8 @@ def table(done: dict[str, Any]) -> None:
     """Median seconds to each accuracy, and what is claimed."""
     theirs = lightly_seconds(done)
     print(f"| | {' | '.join(f'to {w:.0%}, s' for w in WANTED)} |\n|---{'|---' * len(WANTED)}|")
-    print(f"| {PEER} | {' | '.join(f'{theirs[w]:.0f}' for w in WANTED)} |")
+    if theirs:
+        print(f"| {PEER} | {' | '.join(f'{theirs[w]:.0f}' for w in WANTED)} |")
     for trial, found in seconds(done).items():
         cells = [f"{statistics.median(found[wanted]):.1f}" for wanted in WANTED]
         print(f"| {trial} | {' | '.join(cells)} |")

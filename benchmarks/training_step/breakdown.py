@@ -24,6 +24,7 @@ from ours import RESNET, bare, choose
 from torch import nn
 
 from erg.data.source import open_source
+from erg.durable import write_atomically
 from erg.train.fit import open_data
 from erg.train.folder import RunFolder
 from erg.train.loop import Data, Loop
@@ -150,7 +151,7 @@ def run() -> None:
             for encoder, repetition in missing:
                 found = measure(encoder, data, options.steps, options.warm_up, repetition)
                 done[f"{encoder}; repetition {repetition}"] = found
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
     for encoder in options.encoders:
         table(encoder, [done[key] for key in done if key.startswith(f"{encoder};")])
 

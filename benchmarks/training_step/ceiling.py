@@ -24,6 +24,7 @@ from llvmlite import binding
 from ours import RESNET, bare, choose
 from torch.utils.flop_counter import FlopCounterMode
 
+from erg.durable import write_atomically
 from erg.train.run import Precision, environment
 
 RESULTS = Path(__file__).parent / "ceiling.json"
@@ -62,7 +63,7 @@ def run() -> None:
         )
     machine = {"processor": binding.get_host_cpu_name(), "cores": os.cpu_count()}
     written = {"gflops": found, "machine": machine, "versions": environment()}
-    RESULTS.write_text(json.dumps(written, indent=1))
+    write_atomically(RESULTS, json.dumps(written, indent=1).encode())
     print("| | GFLOP/s | lowest | highest |\n|---|---|---|---|")
     for what, rates in found.items():
         print(f"| {what} | {statistics.median(rates):.0f} | {min(rates):.0f} | {max(rates):.0f} |")

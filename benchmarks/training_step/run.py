@@ -22,6 +22,8 @@ from typing import Any
 
 from llvmlite import binding
 
+from erg.durable import write_atomically
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 
@@ -68,7 +70,7 @@ def run() -> None:
             key = f"{arm}; repetition {repetition}"
             if key not in done:
                 done[key] = measure(arm, options, repetition)
-                RESULTS.write_text(json.dumps(done, indent=1))
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
                 print(key, done[key]["seconds"], flush=True)
     table(done)
 

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from llvmlite import binding
 
+from erg.durable import write_atomically
 from erg.views.pixels import Pixels
 from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, SIMCLR, Plan, two_views
 from erg.views.render import make_views
@@ -256,7 +257,7 @@ def main() -> None:
         "rows": rows,
     }
     if options.peer_python is not None and options.cases == list(CASES):
-        (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_atomically(HERE / "results.json", (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 python benchmarks/weak_scaling/run.py [--repetitions 7] [--steps 30]
 
 Each process has one thread and the same number of images a step, so that perfect scaling doubles
-the images per second. The two ways take turns; every repetition is kept in results.json.
+the images per second. The two ways take turns. What is in results.json already is not measured
+again, unless --again says so.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from erg.durable import write_atomically
 from erg.train.run import environment
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -52,12 +55,16 @@ def child(out: Path, steps: int) -> None:
     distributed.agree(False)
     seconds = time.perf_counter() - start
     if distributed.rank() == 0:
-        out.write_text(json.dumps(told.batch * steps / seconds))
+        found = {
+            "images_per_second": round(told.batch * steps / seconds, 2),
+            "batch_of_a_process": BATCH, "environment": environment(),
+        }  # fmt: skip
+        out.write_text(json.dumps(found))
     loop.close()
     leave_group()
 
 
-def measure(processes: int, steps: int) -> float:
+def measure(processes: int, steps: int) -> dict[str, Any]:
     """Images per second of so many processes."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "speed"
@@ -68,33 +75,50 @@ def measure(processes: int, steps: int) -> float:
         subprocess.run(
             [sys.executable, *launcher, __file__, *told], check=True, env={**os.environ, **one}
         )
-        return float(json.loads(out.read_text()))
+        return json.loads(out.read_text())
 
 
 def run() -> None:
-    """Measure in turn and write results.json."""
+    """Measure what is missing, in turn, write after each process, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--again", action="store_true", help="forget what was measured")
     parser.add_argument("--child", type=Path)
     options = parser.parse_args()
     if options.child is not None:
         child(options.child, options.steps)
         return
-    found: dict[str, list[float]] = {"1": [], "2": []}
-    for _ in range(options.repetitions):
-        for processes, speeds in found.items():
-            speeds.append(round(measure(int(processes), options.steps), 2))
-    efficiencies = [two / (2 * one) for one, two in zip(found["1"], found["2"], strict=True)]
-    result = {
-        "images_per_second": found,
-        "efficiency": round(statistics.median(efficiencies), 3),
-        "efficiencies": [round(value, 3) for value in efficiencies],
-        "batch_of_a_process": BATCH,
-        "environment": environment(),
-    }
-    RESULTS.write_text(json.dumps(result, indent=1))
-    print({name: result[name] for name in ("efficiency", "images_per_second")})
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.again else {}
+    for repetition in range(options.repetitions):
+        for processes in (1, 2):
+            key = f"{processes} processes; {options.steps} steps; repetition {repetition}"
+            if key not in done:
+                done[key] = measure(processes, options.steps)
+                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
+                print(key, done[key]["images_per_second"], flush=True)
+    table(done)
+
+
+def efficiencies(done: dict[str, Any]) -> dict[str, list[float]]:
+    """Images per second of two processes over twice those of one, by number of steps: one for each
+    repetition that has both."""
+    found: dict[str, list[float]] = {}
+    for key, two in done.items():
+        processes, steps, repetition = key.split("; ")
+        one = done.get(f"1 processes; {steps}; {repetition}")
+        if processes == "2 processes" and one is not None:
+            share = two["images_per_second"] / (2 * one["images_per_second"])
+            found.setdefault(steps, []).append(share)
+    return found
+
+
+def table(done: dict[str, Any]) -> None:
+    """Medians over repetitions, lowest and highest."""
+    print("| | efficiency | lowest | highest | repetitions |\n|---|---|---|---|---|")
+    for steps, shares in efficiencies(done).items():
+        cells = [f"{f(shares):.3f}" for f in (statistics.median, min, max)]
+        print(f"| {steps} | {' | '.join(cells)} | {len(shares)} |")
 
 
 if __name__ == "__main__":
