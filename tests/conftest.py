@@ -28,7 +28,9 @@ UNCHECKED = {
     "erg.embeddings",
     "erg.evaluate",
     "erg.explore",
+    "erg.schedule",
     "erg.train.run",
+    "erg.views.plan",
     "erg.views.render",
 }
 

@@ -293,6 +293,7 @@ VIT = ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 16, "depth": 1, "n
 SMALL = (VIT[0], {**VIT[1], "patch_size": 4, "dynamic_img_size": True})
 METHODS = [
     Whole("SimCLR", {"dim": 8}),
+    Whole("SimCLR", {"dim": 8, "depth": 3, "memory": 12, "momentum": Constant(0.5)}),
     Whole("VICReg", {"hidden": 12, "dim": 8}),
     Whole("BYOL", {"hidden": 12, "dim": 8, "momentum": Constant(0.5)}),
     Whole("SwAV", {"hidden": 12, "dim": 8, "prototypes": 6, "queue": 6, "queue_from": 0.2,
@@ -389,6 +390,9 @@ CHECKS: dict[str, Callable[[Part], Outcome]] = {
     **{f"sum {n}": partial(of_sum, n=n) for n in (8, 7, 1)},
     **{f"mean {n}": partial(of_mean, n=n) for n in (8, 7, 1)},
     "facts": of_facts,
+    "of first": lambda part: Outcome(
+        same={"held": distributed.of_first(drawn(4, 3, seed=part.rank))}
+    ),
     "batch norm 2-D": lambda part: of_batch_norm(part, 8, 3),
     "batch norm 2-D, uneven": lambda part: of_batch_norm(part, 7, 3),
     "batch norm 2-D, three rows": lambda part: of_batch_norm(part, 3, 3),
@@ -442,6 +446,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     for process, text in zip(running, said, strict=True):
         assert process.returncode == 0, text[-3000:]
     return [load_file(file) for file in files]
+
+
+def test_the_table_has_every_method() -> None:
+    assert {whole.name for whole in METHODS} == set(catalog.names())
 
 
 @pytest.mark.parametrize("name", CHECKS)

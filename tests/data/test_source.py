@@ -242,7 +242,8 @@ def test_data_set_of_normalised_tensors_says_so() -> None:
 
 
 def test_torchvision_and_tensors(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("torchvision.datasets")
+    from torchvision import datasets
+
     save(tmp_path / "cat" / "1.png", 1)
     save(tmp_path / "dog" / "2.png", 2)
     source = open_source(datasets.ImageFolder(tmp_path), label="class")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from skimage import metrics, restoration
 
 from erg.evaluate.restoration import biharmonic_fill, median_fill, psnr, ssim
 
@@ -57,7 +58,6 @@ def test_ssim_is_that_of_a_loop() -> None:
 
 
 def test_measures_are_those_of_scikit_image() -> None:
-    metrics = pytest.importorskip("skimage.metrics")
     original, noisy = images(1, 24)
     wanted = metrics.structural_similarity(
         original, noisy, data_range=1, channel_axis=-1, gaussian_weights=True, sigma=1.5,
@@ -143,7 +143,6 @@ def test_biharmonic_filling_bends_least() -> None:
 
 
 def test_biharmonic_filling_is_that_of_scikit_image_away_from_the_border() -> None:
-    restoration = pytest.importorskip("skimage.restoration")
     y, x = np.mgrid[:24, :24] / 24
     image = np.stack([np.sin(5 * x) * y, x * y, np.cos(4 * y)], axis=-1) / 4 + 0.5
     hidden = np.zeros((24, 24), dtype=bool)

@@ -111,29 +111,34 @@ def train_method(method: str, folder: str, threads: int) -> int:
 
 
 def command(arguments: list[str], phase: str | None = None, mark: str | None = None) -> int:
-    """A command of erg, which leaves a mark and takes half a second where a phase begins."""
+    """A command of erg, which leaves a mark where a phase begins and waits until it is taken."""
     from erg.cli import main
 
     if phase is not None and mark is not None:
-        slow_down(phase, Path(mark))
+        wait_in(phase, Path(mark))
     return main(arguments)
 
 
-def slow_down(phase: str, mark: Path) -> None:
-    """Make one moment of a run long enough to send a signal to."""
+def wait_in(phase: str, mark: Path) -> None:
+    """Make one moment of a run as long as whoever sends it a signal needs."""
     from erg import durable
     from erg.data.loader import Loader
     from erg.train.health import Health
     from erg.train.loop import Loop
 
+    waited: list[str] = []
+
     def longer(function: Callable[..., Any], now: Callable[..., bool]) -> Callable[..., Any]:
-        def slow(*given: Any, **named: Any) -> Any:
-            if not mark.exists() and now(*given):
+        def waiting(*given: Any, **named: Any) -> Any:
+            if not waited and now(*given):
+                waited.append(phase)
                 mark.touch()
-                time.sleep(0.5)
+                until = time.monotonic() + 60
+                while mark.exists() and time.monotonic() < until:
+                    time.sleep(0.005)
             return function(*given, **named)
 
-        return slow
+        return waiting
 
     if phase == "data":
         Loader.views = longer(Loader.views, lambda _, step, *__: step == 3)

@@ -15,6 +15,7 @@ from tests.faults.forks import Parent, scaled
 
 STEPS = 6
 PHASES = ["data", "forward", "epoch", "evaluation", "saving"]
+OTHERS = [("forward", signal.SIGUSR1), ("saving", signal.SIGINT)]
 NUMBERS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 
 
@@ -44,15 +45,21 @@ def stopped(parent: Parent, tmp_path: Path, name: str, phase: str, number: int) 
     """Seconds from the signal to the end."""
     mark = tmp_path / f"{name}-mark"
     child = parent.fork("command", arguments=start(tmp_path, name), phase=phase, mark=str(mark))
+    wait_for(mark, parent)
+    child.kill(number)
+    since = time.monotonic()
+    mark.unlink()
+    code = child.wait()
+    assert code == (130 if number == signal.SIGINT else 75), parent.log.read_text()[-3000:]
+    return time.monotonic() - since
+
+
+def wait_for(mark: Path, parent: Parent) -> None:
+    """Until the run is where it waits for its signal."""
     until = time.monotonic() + 120
     while not mark.exists() and time.monotonic() < until:
         time.sleep(0.005)
     assert mark.exists(), parent.log.read_text()[-3000:]
-    child.kill(number)
-    since = time.monotonic()
-    code = child.wait()
-    assert code == (130 if number == signal.SIGINT else 75), parent.log.read_text()[-3000:]
-    return time.monotonic() - since
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +89,10 @@ def in_phase(
     assert all(torch.equal(weights[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_asked_to_stop(phase: str, parent: Parent, tmp_path: Path, through: Path) -> None:
-    number = NUMBERS[PHASES.index(phase) % len(NUMBERS)]
+@pytest.mark.parametrize(("phase", "number"), [*((p, signal.SIGTERM) for p in PHASES), *OTHERS])
+def test_asked_to_stop(
+    phase: str, number: int, parent: Parent, tmp_path: Path, through: Path
+) -> None:
     in_phase(parent, tmp_path, through, phase, number, 0)
 
 
@@ -110,14 +118,14 @@ def test_a_second_run_in_a_live_folder_is_refused(parent: Parent, tmp_path: Path
     live = tmp_path / "live"
     arguments = start(tmp_path, "live")
     child = parent.fork("command", arguments=arguments, phase="forward", mark=str(mark))
-    while not mark.exists():
-        time.sleep(0.005)
+    wait_for(mark, parent)
     child.kill(signal.SIGSTOP)
     from erg.cli import main
 
     before = (live / "events.jsonl").read_bytes()
     assert main(["pretrain", "--resume", str(live), "--no-report"]) == 2
     assert (live / "events.jsonl").read_bytes() == before
+    mark.unlink()
     child.kill(signal.SIGCONT)
     assert child.wait() == 0
     assert len(end(live)[0]) > 1
@@ -128,8 +136,7 @@ def test_a_killed_run_leaves_no_lock(parent: Parent, tmp_path: Path) -> None:
     child = parent.fork(
         "command", arguments=start(tmp_path, "run"), phase="forward", mark=str(mark)
     )
-    while not mark.exists():
-        time.sleep(0.005)
+    wait_for(mark, parent)
     child.kill(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert (tmp_path / "run" / "lock").exists()

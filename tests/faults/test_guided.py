@@ -1,11 +1,13 @@
 """What reads files, fed by libFuzzer: inputs that reach other lines are kept and changed further.
 
-Needs atheris. The checks are those of test_fuzz.py; slow, ten minutes each.
+Needs atheris, and says so rather than to pass without. The checks are those of test_fuzz.py; slow,
+ten minutes each.
 """
 
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,7 +72,7 @@ def attack(name: str, folder: Path, seconds: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_works_or_says_why(name: str, tmp_path: Path, tally: Callable[[str, int], None]) -> None:
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("needs atheris")
+        pytest.fail('needs atheris, which pip install ".[test,fuzz]" installs')
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.test_guided", name, str(tmp_path),
          str(scaled(SECONDS))],
@@ -81,6 +83,26 @@ def test_it_works_or_says_why(name: str, tmp_path: Path, tally: Callable[[str, i
     tried = re.findall(r"^#(\d+)\s+DONE", said, re.MULTILINE)
     assert int(tried[-1]) > 0, said[-5000:]
     tally(f"guided inputs of {name}", int(tried[-1]))
+
+
+def test_without_what_it_needs_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match="atheris") as outcome:
+        test_it_works_or_says_why("image", tmp_path, lambda what, number: None)
+    assert outcome.type is pytest.fail.Exception
+
+
+@pytest.mark.parametrize("target", ["test-slow-fuzz-3", "test-slow-fuzz-4"])
+def test_make_installs_what_it_needs(target: str, tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    told = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", target, f"VENV={tmp_path}"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    ).stdout.splitlines()  # fmt: skip
+    extras = [line.rpartition("[")[2] for line in told if "pip install" in line]
+    assert "fuzz" in extras[-1]
+    assert "pytest tests/faults/test_guided.py" in told[-1]
 
 
 if __name__ == "__main__":

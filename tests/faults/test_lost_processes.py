@@ -18,8 +18,11 @@ PATIENCE = 10
 SMALL = ["--encoder", "conv", "--image-size", "16", "--batch", "24", "--no-report"]
 
 
-def child(how: str, out: Path) -> int:
-    """What each of two processes does; the second meets with an accident in the fourth step."""
+def child(how: str, out: Path, second: int) -> int:
+    """What each of two processes does; the second meets with an accident in the fourth step.
+
+    "asked": the second is dead when the first is asked to stop, which still counts on it then.
+    """
     import torch
 
     from erg.train.checkpoint import Diverged
@@ -36,7 +39,11 @@ def child(how: str, out: Path) -> int:
             (out.parent / "since").write_text(str(time.time()))
             if how == "fails":
                 raise Diverged("the second process saw a number that is not finite.")
-            os.kill(os.getpid(), signal.SIGKILL if how == "dies" else signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
+        if len(done) == 4 and how == "asked":
+            os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            (out.parent / "asked").touch()
         return step(*given)
 
     Loop.step = accident
@@ -60,7 +67,7 @@ def pair(how: str, folder: str, port: int) -> int:
         "RANK": str(rank), "LOCAL_RANK": str(rank),
     }  # fmt: skip
     os.dup2(os.open(Path(folder) / f"said-{rank}", os.O_WRONLY | os.O_CREAT), 2)
-    code = child(how, Path(folder) / "run")
+    code = child(how, Path(folder) / "run", second)
     if rank == 1:
         sys.stderr.flush()
         os._exit(code)
@@ -72,7 +79,7 @@ def pair(how: str, folder: str, port: int) -> int:
     return code
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs", "fails"])
+@pytest.mark.parametrize("how", ["dies", "asked", "hangs", "fails"])
 def test_the_others_end_in_time_and_the_run_goes_on(
     how: str, tmp_path: Path, parent: Parent, capsys
 ) -> None:
@@ -93,6 +100,8 @@ def test_the_others_end_in_time_and_the_run_goes_on(
         assert second == -signal.SIGKILL
         assert "erg: another process of this run has died or does not answer" in said
         assert "should not happen" not in said
+        assert "saved and resumable" not in said
+        assert (tmp_path / "asked").exists() == (how == "asked")
     run = tmp_path / "run"
     saved = sorted(file.name for file in (run / "checkpoints").glob("*.safetensors"))
     assert saved[-1] == "step_000000003.safetensors"

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import erg
+from erg.cli import COMMANDS
 from erg.data.manifest import Manifest
 from erg.data.source import open_source
 from erg.embeddings import Embeddings
@@ -24,35 +25,76 @@ from erg.train.folder import RunFolder
 SOURCE = Path(erg.__file__).parent
 # A table for spreadsheets could hold formulas: none is written.
 TABLES = {"csv", "openpyxl", "xlsxwriter"}
-UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+UNPICKLING = {
+    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal",
+    "read_pickle",
+}  # fmt: skip
+# Which argument of a call says whether objects are unpickled.
+ALLOWING = {"numpy.load": 2, "numpy.lib.format.read_array": 1}
+LOADING = {"torch.load", "torch.serialization.load"}
+NEVER = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.jit.load",
+    "torch.export.load", "torch.package.load",
+}  # fmt: skip
+
+
+def imported(tree: ast.AST) -> dict[str, str]:
+    """What names of a piece of code stand for, as far as they are imported."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return found
 
 
 def offences(code: str) -> Iterator[str]:
     """What in a piece of code could run what a file says."""
-    for node in ast.walk(ast.parse(code)):
+    tree, forbidden = ast.parse(code), UNPICKLING | TABLES | {"yaml"}
+    known = imported(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = getattr(node, "module", None)
             names = {part for alias in node.names for part in alias.name.split(".")}
             names |= {*module.split(".")} if module else set()
-            yield from sorted(names & (UNPICKLING | TABLES | {"yaml"}))
+            yield from sorted(names & forbidden)
+        if isinstance(node, ast.Attribute) and node.attr in UNPICKLING:
+            yield node.attr
         if not isinstance(node, ast.Call):
             continue
-        name = ast.unparse(node.func)
+        first, *others = ast.unparse(node.func).split(".")
+        name = ".".join([known.get(first, first), *others])
+        given = [ast.unparse(argument) for argument in node.args]
         told = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen"):
+        if name in NEVER:
             yield name
-        if name in ("torch.jit.load", "torch.export.load", "torch.package.load"):
+        if name == "importlib.import_module" and may_be(node.args, forbidden):
             yield name
-        if name == "torch.load" and told.get("weights_only") != "True":
+        if name in LOADING and told.get("weights_only") != "True":
             yield name
         if told.get("weights_only", "True") != "True":
             yield "weights_only"
         if told.get("allow_pickle", "False") != "False":
             yield "allow_pickle"
+        if name in ALLOWING:
+            unseen = None in told or any(text.startswith("*") for text in given)
+            if unseen or {*given[ALLOWING[name] :][:1]} - {"False"}:
+                yield name
         if told.get("shell", "False") != "False":
             yield "shell"
         if name.endswith((".to_csv", ".write_csv")):
             yield name
+
+
+def may_be(arguments: list[ast.expr], forbidden: set[str]) -> bool:
+    """Whether a module that is imported by its name may be one of these."""
+    name = arguments[0] if arguments else None
+    if isinstance(name, ast.JoinedStr):
+        return not ast.unparse(name)[2:].startswith("erg.")
+    if isinstance(name, ast.Constant):
+        return bool({*str(name.value).split(".")} & forbidden)
+    return name is None or ast.unparse(name) not in ("COMMANDS[name][0]", "_HOME[name]")
 
 
 def test_no_line_of_ours_can_run_a_file() -> None:
@@ -62,6 +104,8 @@ def test_no_line_of_ours_can_run_a_file() -> None:
     }
     assert len(found) > 50
     assert {path: what for path, what in found.items() if what} == {}
+    named = {*erg._HOME.values(), *(module for module, _ in COMMANDS.values())}
+    assert all(name.startswith("erg.") for name in named)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +116,28 @@ def test_no_line_of_ours_can_run_a_file() -> None:
         "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=x)", "run(x, shell=True)",
         "import csv", "from pyarrow import csv", "import pyarrow.csv", "table.to_csv(f)",
         "os.system(x)", "torch.jit.load(f)", "load(f, weights_only=False)",
+        "from torch import load; load(f)", "from torch import load as read; read(f)",
+        "import torch as t; t.load(f)", "torch.serialization.load(f)",
+        "from torch.serialization import load; load(f)", "from os import system; system(x)",
+        "import numpy as np; np.load(f, None, True)", "import numpy; numpy.load(f, None, x)",
+        "from numpy import load; load(f, 'r', True)", "import numpy as np; np.load(*given)",
+        "import numpy as np; np.load(f, **given)", "from numpy.lib import format as form\n"
+        "form.read_array(f, True)", "importlib.import_module('pickle')", "__import__(x)",
+        "from importlib import import_module as get; get('dill.source')",
+        "import importlib; importlib.import_module(name)", "importlib.import_module(f'{x}.erg.')",
+        "import pandas as pd; pd.read_pickle(f)", "torch.serialization.pickle.loads(x)",
+        "from pandas import read_pickle",
     ],
 )  # fmt: skip
 def test_the_search_can_fail(code: str) -> None:
     assert list(offences(code))
+
+
+def test_the_search_lets_through_what_runs_nothing() -> None:
     assert not list(offences("torch.load(f, weights_only=True); np.load(f, allow_pickle=False)"))
+    assert not list(offences("import numpy as np; np.load(f, None, False); np.load(f, 'r')"))
+    assert not list(offences("from safetensors.torch import load; load(f)"))
+    assert not list(offences("import importlib; importlib.import_module(f'erg.methods.{name}')"))
 
 
 class Gadget:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from erg.schedule import Cosine, Linear
 from erg.train.run import Optimiser, Run, environment, has_bf16_instructions
-from erg.views.plan import SIMCLR, Masking, Plan, two_views
+from erg.views.plan import SIMCLR, Masking, Plan, Tiles, two_views
 
 
 def written_and_read(run: Run, **kwargs: object) -> Run:
@@ -31,6 +33,11 @@ RUNS = [
     Run(
         method="RELICv2", encoder="conv", image_size=32, data="photos", mask="masks",
         plan=two_views(replace(SIMCLR, background=0.3)),
+    ),
+    Run(
+        method="Jigsaw", encoder="conv", image_size=32, checkpoint_minutes=1,
+        optimiser=Optimiser(lr=1),
+        plan=Plan(main=(replace(SIMCLR, tiles=Tiles(orders=((0, 8), (8, 0)))),), pairs="order"),
     ),
 ]  # fmt: skip
 
@@ -74,6 +81,81 @@ def test_a_hostile_run_is_refused(hostile: object) -> None:
         Run.from_json(hostile)  # type: ignore[arg-type]
 
 
+def seen(**changes: Any) -> dict[str, Any]:
+    """A plan of one view."""
+    return {"plan": {"type": "Plan", "main": [{"type": "Augmentation", **changes}]}}
+
+
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({"method": ["SimCLR"]}, "method should be text (got ('SimCLR',))."),
+    ({"steps": 6.5}, "steps should be a whole number (got 6.5)."),
+    ({"steps": True}, "steps should be a whole number (got True)."),
+    ({"compile": 1}, "compile should be true or false (got 1)."),
+    ({"label": 3}, "label should be text or null (got 3)."),
+    ({"encoder_args": [1]}, "encoder_args should be {name: value} (got (1,))."),
+    ({"precision": "fp32"}, "precision should be auto or 32 or bf16 or 64 (got 'fp32')."),
+    ({"plan": {}}, "plan should be {type: Plan} or null (got {})."),
+    ({"optimiser": {"type": "Tiles"}}, "optimiser should be {type: Optimiser} (got Tiles(grid="),
+    ({"optimiser": {"type": "Optimiser", "lr": "1"}}, "optimiser.lr should be a number (got '1')."),
+    ({"optimiser": {"type": "Optimiser", "rate": 1}}, "optimiser.rate is nothing that Optimiser"),
+    ({"optimiser": {"type": "Optimiser", "lr": {"type": "float", "value": "nan"}}},
+     "optimiser.lr should be the number inf or -inf (got {'value': 'nan'})."),
+    ({"plan": {"type": "Plan"}}, "plan.main is missing."),
+    ({"plan": {"type": "Plan", "main": []}}, "a plan needs at least one main view"),
+    ({"plan": {"type": "Plan", "main": ["x"]}},
+     "plan.main should be [{type: Augmentation}, ...] (got ('x',))."),
+    (seen(mask="x"), "plan.main[0].mask should be {type: Masking} or null (got 'x')."),
+    (seen(turns="a"), "plan.main[0].turns should be a whole number or null (got 'a')."),
+    (seen(crop=[0.5]), "plan.main[0].crop should be [a number, a number] or null (got (0.5,))."),
+    (seen(crop=[1, None]), "plan.main[0].crop should be [a number, a number] or null (got (1, Non"),
+    (seen(mask={"type": "Masking"}), "plan.main[0].mask.grid is missing."),
+    (seen(mask={"type": "Masking", "grid": [4, 4], "kind": 1}),
+     "plan.main[0].mask.kind should be random or blocks or "),
+    (seen(tiles={"type": "Tiles", "orders": [[0, "1"]]}),
+     "plan.main[0].tiles.orders should be [[a whole number, ...], ...] (got ((0, '1'),))."),
+    ({"method_args": {"m": {"type": "Cosine", "start": "a", "end": 1}}},
+     "method_args.m.start should be a number (got 'a')."),
+    ({"method_args": {"m": {"type": "Cosine", "start": 1}}}, "method_args.m.end is missing."),
+    ({"method_args": {"m": [{"type": []}]}}, "holds no [], as at method_args.m[0]. Known: Plan"),
+    ({"method_args": {"a\nb": {"type": "Cosine"}}}, r"method_args['a\nb'].start is missing."),
+    ({"method": "a\nb"}, r"the run's method 'a\nb' is not in the catalogue."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), MISFITS)
+def test_values_of_other_types_are_refused_in_one_line(change: dict, message: str) -> None:
+    """Also where nothing else looks at types, as it does in these tests."""
+    told = {**json.loads(json.dumps(RUNS[0].to_json())), **change}
+    with pytest.raises(ValueError) as refused:
+        Run.from_json(told)
+    said = str(refused.value)
+    assert message in said
+    assert "\n" not in said
+    assert len(said) < 250
+
+
+def test_a_grid_of_a_million_cells_is_not_written_out() -> None:
+    tiles = {"type": "Tiles", "grid": [1000, 1000], "orders": [[0, 999_999], [1, 2]]}
+    tracemalloc.start()
+    try:
+        run = Run.from_json({**RUNS[0].to_json(), **seen(tiles=tiles)})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert run.plan is not None
+    assert run.plan.main[0].tiles == Tiles(grid=(1000, 1000), orders=((0, 999_999), (1, 2)))
+    assert peak < 1 << 20
+
+
+def test_a_run_of_ten_thousand_lists_in_each_other_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(10_000):
+        deep = [deep]
+    told = {**RUNS[0].to_json(), "method_args": {"a": deep}}
+    with pytest.raises(ValueError, match=r"^the run is damaged: it is nested too deeply\. Correct"):
+        Run.from_json(told)
+
+
 def test_build_is_deterministic_and_follows_the_seed() -> None:
     run = Run(method="SimCLR", encoder="conv", image_size=32)
     torch.manual_seed(123)
@@ -96,6 +178,7 @@ def test_arguments_are_checked_with_a_suggestion() -> None:
         ({"batch": 0}, "batch should be at least 1"),
         ({"batch": 10, "accumulate": 3}, "cannot be split"),
         ({"steps": -1}, "steps should be at least 1"),
+        ({"precision": "fp32"}, "no precision is called 'fp32'. Use auto, 32, bf16 or 64"),
         ({"compile": True, "recompute": True}, "compile and recompute do not go together"),
     ],
 )

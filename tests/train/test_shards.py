@@ -1,7 +1,9 @@
 """Checkpoints in shards: written by two processes, read by any number, whole or not there."""
 
+import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -377,6 +379,36 @@ def moved_out(told: dict[str, Any]) -> None:
 def test_a_file_that_lists_other_shards_counts_as_damaged(three: Path, change) -> None:
     forged(three, change)
     falls_back(three)
+
+
+@pytest.mark.parametrize(
+    ("name", "named", "step"),
+    [
+        (".metadata", False, 3),
+        ("step_000000003/.metadata", False, 2),
+        ("step_000000003/.metadata", True, 2),
+        ("step_000000003/shard_00002.safetensors", True, 2),
+    ],
+)
+def test_metadata_of_shards_are_never_unpickled(
+    three: Path, name: str, named: bool, step: int
+) -> None:
+    """Where torch.distributed.checkpoint itself keeps a pickle, and in the place of a shard."""
+    from tests.faults.test_nothing_let_in import Gadget  # which the two processes do not need
+
+    canary, file = three.parent / "canary", three / name
+    content = pickle.dumps({"state_dict_metadata": Gadget(canary)})
+    file.write_bytes(content)
+    if named:  # with the checksum it has
+        digest = hashlib.sha256(content).hexdigest()
+        forged(three, lambda told: told["shards"].update({file.name: digest}))
+    module, optimiser = made(1, shared=False)
+    restored = load_checkpoint(three, module, optimiser)
+    assert restored == Restored(step, ("step_000000003.json",) if step < 3 else ())
+    save_checkpoint(three, 4, module, optimiser)
+    assert not canary.exists()
+    pickle.loads(content)
+    assert canary.exists(), "it could have been made"
 
 
 def test_a_checkpoint_without_its_list_is_none(three: Path) -> None:

@@ -147,7 +147,8 @@ def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_accumulation_of_a_method_without_batch_coupling_changes_nothing(tmp_path: Path) -> None:
-    """Rotation's loss is a mean over images; batch statistics are frozen out by evaluation."""
+    """A denoising autoencoder's loss is a mean over images; batch statistics are frozen out by
+    evaluation."""
     results = []
     for accumulate in (1, 3):
         run = a_run("DenoisingAutoencoder", accumulate=accumulate, precision="64", steps=3)

@@ -1,5 +1,6 @@
 """The processes of a run: joining those that were started together, and leaving them."""
 
+import gc
 import os
 from datetime import timedelta
 
@@ -20,6 +21,8 @@ PATIENCE = "ERG_TIMEOUT"
 def leave_group() -> None:
     """End the process group, so that what follows on one process waits for no other."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # What holds the group in a circle would abort the process when that ends.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

@@ -4,9 +4,11 @@ import dataclasses
 import math
 import os
 import platform
-from dataclasses import dataclass, field, fields
+import reprlib
+import types
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -123,6 +125,10 @@ class Run:
                 raise ValueError(f"{name} should be at least 1 (got {getattr(self, name)}).")
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"no strategy is called {self.strategy!r}. Use ddp or fsdp.")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"no precision is called {self.precision!r}. Use auto, 32, bf16 or 64."
+            )
         if self.not_finite not in get_args(NotFinite):
             raise ValueError(
                 f"nothing is known to do called {self.not_finite!r}. Use stop, skip or rollback."
@@ -179,28 +185,26 @@ class Run:
             method: must repeat a method given by path, which is code, before it is believed.
 
         Raises:
-            ValueError: not a run of format 1, unknown fields, or a method by path not repeated.
+            ValueError: not a run of format 1, a value that is not of the type of its field, or a
+                method by path that is not repeated.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"this is no run of format {FORMAT} (got {found!r}). Use its erg.")
-        known = {f.name for f in fields(cls)}
-        try:
-            given = {name: _thing(value) for name, value in data.items() if name in known}
-        except (TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"the run is damaged ({error}). Use its erg.") from None
-        name = given.get("method")
-        if not isinstance(name, str):
-            raise ValueError(f"a run names its method as text (got {name!r}).")
-        if name not in catalog.names() and method != name:
             raise ValueError(
-                f"the run's method {name!r} is not in the catalogue. If it is code you trust, "
-                f"repeat it: --method {name}"
+                f"this is no run of format {FORMAT} (got {reprlib.repr(found)}). Use its erg."
             )
+        known = {f.name for f in fields(cls)}
+        told = {name: value for name, value in data.items() if name in known}
         try:
-            return cls(**given)
-        except TypeError as error:
-            raise ValueError(f"the run is damaged ({error}). Use its erg.") from None
+            run: Run = _made(cls, {name: _thing(value, name) for name, value in told.items()})
+        except RecursionError:
+            raise _damaged("it is nested too deeply") from None
+        if run.method not in catalog.names() and method != run.method:
+            raise ValueError(
+                f"the run's method {run.method!r} is not in the catalogue. If it is code you "
+                f"trust, repeat it: --method {run.method!r}"
+            )
+        return run
 
 
 def has_bf16_instructions() -> bool:
@@ -246,22 +250,107 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _thing(value: Any) -> Any:
-    """Undo `_plain`; only the data types named here are ever made."""
+def _thing(value: Any, place: str) -> Any:
+    """Undo `_plain` for what stands at a place; only the data types named here are ever made."""
     if isinstance(value, list):
-        return tuple(_thing(inner) for inner in value)
+        return tuple(_thing(inner, f"{place}[{i}]") for i, inner in enumerate(value))
     if not isinstance(value, dict):
         return value
-    inner = {name: _thing(item) for name, item in value.items() if name != "type"}
+    inner = {
+        name: _thing(item, _within(place, name)) for name, item in value.items() if name != "type"
+    }
     name = value.get("type")
     if name is None:
         return inner
     if name == "float":
+        if inner not in ({"value": "inf"}, {"value": "-inf"}):
+            raise _damaged(f"{place} should be the number inf or -inf (got {reprlib.repr(inner)})")
         return float(inner["value"])
     kinds: dict[str, type[Any]] = {**_DATA, **catalog.SCHEDULES}
-    if name not in kinds:
-        raise ValueError(f"a run.json holds no {name!r}. Known: {', '.join(kinds)}.")
-    return kinds[name](**inner)
+    if not isinstance(name, str) or name not in kinds:
+        raise ValueError(
+            f"a run.json holds no {reprlib.repr(name)}, as at {place}. Known: {', '.join(kinds)}."
+        )
+    return _made(kinds[name], inner, place)
+
+
+def _made(kind: type[Any], given: dict[str, Any], place: str = "") -> Any:
+    """Frozen data from its fields, whose values have to be of the types that it names.
+
+    Args:
+        kind: a dataclass.
+        given: values by field.
+        place: where it stands in the run; empty for the run itself.
+
+    Raises:
+        ValueError: a field is missing, not known, or of another type.
+    """
+    for f in fields(kind):
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise _damaged(f"{_within(place, f.name)} is missing")
+    types_of = get_type_hints(kind)
+    for name, value in given.items():
+        if name not in types_of:
+            raise _damaged(f"{_within(place, name)} is nothing that {kind.__name__} has")
+        if not _is(value, types_of[name]):
+            raise _damaged(
+                f"{_within(place, name)} should be {_in_words(types_of[name])} (got "
+                f"{reprlib.repr(value)})"
+            )
+    return kind(**given)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; whole numbers are numbers too, True is none."""
+    of, inner = get_origin(kind) or kind, get_args(kind)
+    if of is Any:
+        return True
+    if of is Literal:
+        return value in inner
+    if of in (Union, types.UnionType):
+        return any(_is(value, each) for each in inner)
+    if of is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if inner[-1] is Ellipsis:
+            return all(_is(each, inner[0]) for each in value)
+        return len(value) == len(inner) and all(map(_is, value, inner))
+    if isinstance(value, bool):
+        return of is bool
+    return isinstance(value, int | float if of is float else of)
+
+
+def _in_words(kind: Any) -> str:
+    """An annotated type, for somebody who looks at a run.json."""
+    of, inner = get_origin(kind) or kind, get_args(kind)
+    if of is Literal:
+        return " or ".join(map(str, inner))
+    if of in (Union, types.UnionType):
+        return " or ".join(map(_in_words, inner))
+    if of is tuple:
+        return f"[{', '.join('...' if each is Ellipsis else _in_words(each) for each in inner)}]"
+    return _WORDS.get(of, f"{{type: {of.__name__}}}")
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "{name: value}",
+    type(None): "null",
+}
+
+
+def _within(place: str, name: str) -> str:
+    """The place of what has a name at a place, on one line."""
+    if not name.isidentifier():
+        return f"{place}[{reprlib.repr(name)}]"
+    return f"{place}.{name}" if place else name
+
+
+def _damaged(what: str) -> ValueError:
+    return ValueError(f"the run is damaged: {what}. Correct it, or use the erg that wrote it.")
 
 
 __all__ = ["FORMAT", "Optimiser", "Precision", "Run", "Schedule", "Strategy", "environment"]
