@@ -160,7 +160,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
 
 def test_arguments_are_the_keyword_only_ones_with_their_defaults() -> None:
     found = catalog.arguments(catalog.find("SimCLR"))
-    assert list(found) == ["temperature", "hidden", "dim", "depth"]
+    assert list(found) == ["temperature", "hidden", "dim", "depth", "memory", "momentum"]
     assert found["temperature"].default == 0.2
     for name in OURS:
         for argument, parameter in catalog.arguments(catalog.find(name)).items():
