@@ -89,7 +89,7 @@ def test_codes_that_are_all_equal_are_called_collapsed(watched) -> None:
         method.projector[-1].weight.zero_()
         method.projector[-1].bias.fill_(1.0)
     seen = health.look(method, 50)
-    assert seen["warning"].startswith("Collapse: all pairs have the same energy")
+    assert seen["warning"].startswith("Collapse: the energies of all pairs are almost the same")
 
 
 def test_words() -> None:

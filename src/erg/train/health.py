@@ -101,6 +101,7 @@ class Health:
             "std": round(spread(vectors), 5),
             "rank": round(effective_rank(vectors), 3),
             "auroc": round(auroc(matched, mismatched), 4),
+            "apart": float(f"{np.concatenate([matched, mismatched]).std():.4g}"),
         }
         if w.labels is not None:
             labels = w.labels[w.held]
@@ -111,9 +112,7 @@ class Health:
                 seen["knn"] = round(float(np.mean(right)), 4)
         if step == 0:
             self.first = seen
-        both = np.concatenate([matched, mismatched])
-        apart = float(both.std() / max(abs(both.mean()), 1e-12))
-        warning = in_words(seen, self.first, step, apart)
+        warning = in_words(seen, self.first, step)
         return {**seen, "warning": warning} if warning else seen
 
     def vectors(self, method: Method) -> np.ndarray:
@@ -168,19 +167,14 @@ def record_energies(file: Path, method: Method, views: Views, when: str) -> None
     write_atomically(file, json.dumps(known).encode())
 
 
-def in_words(
-    seen: dict[str, Any], first: dict[str, Any] | None, step: int, apart: float = 1.0
-) -> str | None:
+def in_words(seen: dict[str, Any], first: dict[str, Any] | None, step: int) -> str | None:
     """A warning in plain words, or nothing.
 
     Spread is about 1 for directions spread evenly and 0 where all images embed alike; it is
-    judged against the encoder before training too, since scales differ between encoders.
-
-    Args:
-        seen: by this look.
-        first: by the one before training.
-        step: of this look.
-        apart: deviation of the energies of all pairs, as a share of their mean.
+    judged against the encoder before training too, since scales differ between encoders. So are
+    energies (`apart`, the deviation of those of all pairs): behind a projector they can become
+    equal while the encoder stays as it is. Of methods that learn, energies are rarely less apart
+    than at first, and those of a denoising autoencoder a tenth as much.
     """
     start = first["std"] if first else 1.0
     if seen["std"] < 0.02 and seen["std"] < 0.5 * start:
@@ -193,9 +187,11 @@ def in_words(
             f"Dimensional collapse: embeddings use about {seen['rank']:.1f} directions (before "
             f"training {first['rank']:.1f}). Raise the batch or the weight of the pushing parts."
         )
-    if step > 0 and apart < 1e-3 and seen["auroc"] < 0.6:
+    if step > 0 and first is not None and seen.get("apart", 1.0) < 0.01 * first.get("apart", 0.0):
         return (
-            "Collapse: all pairs have the same energy, as where all codes are equal. Lower the "
-            "learning rate or the temperature of codes (SwAV: eps = 0.03), or freeze longer."
+            f"Collapse: the energies of all pairs are almost the same (apart by "
+            f"{seen['apart']:.2g}, before training {first['apart']:.2g}). Look at what keeps those "
+            "of wrong pairs up, lower the learning rate or the temperature of codes, or freeze "
+            "longer."
         )
     return None
