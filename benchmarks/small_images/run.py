@@ -161,7 +161,8 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
         return []
     name, best = max(reached.items(), key=lambda item: statistics.median(item[1]))
     spread = f"{statistics.median(best):.1f} ({min(best):.1f} to {max(best):.1f})"
-    return [(f"200-NN on CIFAR-10 after 60 minutes: {name}", ">= 64 %", spread)]
+    told = name.replace("choice", "the default choices")
+    return [(f"200-NN on CIFAR-10 after 60 minutes: {told}", ">= 64 %", spread)]
 
 
 def table(done: dict[str, Any]) -> None:
