@@ -41,6 +41,12 @@ def test_looking_at_energies_and_answers_needs_no_float64(loop: Loop) -> None:
     assert 0 <= share <= 1
 
 
+def test_float32_is_not_rounded_further_in_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Loop(a_run(), data(), device=CPU, threads=0)
+    assert torch.backends.cudnn.allow_tf32 is False
+
+
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_only_copies_from_pinned_memory_are_not_waited_for(
     loop: Loop, device: str, monkeypatch: pytest.MonkeyPatch

@@ -60,13 +60,17 @@ def dry_run(
         what = str(error).partition(". ")[0]
         tell(f"What {run.method} does after an epoch was left out, with so few images: {what}.")
     loop.step(0, [loop.loader.views(0)])
+    finish(loop.device)
     start = time.perf_counter()
     loop.step(1, [loop.loader.views(1)])
+    finish(loop.device)
     seconds = (time.perf_counter() - start) * run.batch / batch
     loop.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
+    if loop.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(loop.device)
     weights = sum(t.numel() * t.element_size() for t in loop.method.state_dict().values())
     cache = int(np.mean([image.nbytes for image in images])) * len(source)
     tell(f"{parameter_count(loop.method):,} trainable parameters on {loop.device}.")
@@ -83,3 +87,11 @@ def dry_run(
         f"{3 * 2 * weights / 2**20:.0f} MiB of checkpoints."
     )
     return 0
+
+
+def finish(device: Any) -> None:
+    """Wait for what an accelerator was given to do, which is not done when it is given."""
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -60,6 +60,8 @@ class Loop:
         self.run, self.data = run, data
         self.fabric = fabric_for(device, run.strategy)
         self.device = self.fabric.device
+        # Float32 is float32, in convolutions too; bfloat16 is there for speed.
+        torch.backends.cudnn.allow_tf32 = False
         self.method = run.build(self.device)
         self.wrapped: Any = None
         self.sharded = run.strategy == "fsdp" and distributed.active()
