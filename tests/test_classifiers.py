@@ -1,5 +1,6 @@
 """Classifiers: written and read with the same bits, by timm too."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from erg.classifiers import Classifier, first_layers, load_classifier, save_classifier
 from erg.encoders import build_encoder
-from erg.parts.heads import mlp
+from erg.parts.heads import hidden_layers, mlp
 
 SMALL = {"width": 8, "stages": 3}
 
@@ -81,6 +82,17 @@ def test_first_layers_of_a_projector_may_stand_between(
     assert torch.equal(model.projector[0].weight, whole[0].weight)
     assert len(model.projector) == count * (3 if norm else 2)
     assert "projector" in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("widths", [[], [8], [8, -1], "8", None])
+def test_a_projector_that_cannot_be_built_is_one_line(widths: object, tmp_path: Path) -> None:
+    encoder = build_encoder("conv", 16, **SMALL)
+    save_classifier(Classifier(encoder, ("a", "b"), hidden_layers([encoder.dim, 4])), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["erg"]["projector"]["widths"] = widths
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="holds no classifier of erg"):
+        load_classifier(tmp_path)
 
 
 def test_layers_that_cannot_be_kept_are_refused() -> None:

@@ -29,7 +29,7 @@ from llvmlite import binding
 
 import erg
 from erg import landscape
-from erg.apply.embed import Opened, open_for
+from erg.apply.embed import evenly, open_for
 from erg.apply.layers import OUTPUT, layers
 from erg.durable import write_atomically
 from erg.evaluate.intervals import Score, difference
@@ -69,7 +69,7 @@ def measure(network: str, data: Path, minutes: float, images: int, seed: int) ->
             "training_seconds": round(time.monotonic() - start, 1),
         }  # fmt: skip
     opened, other = (open_for(encoder, each, label="label") for each in (train, test))
-    rows, asked = (spread(each, images) for each in (opened, other))
+    rows, asked = (evenly(each.rows, images) for each in (opened, other))
     start = time.monotonic()
     curve = layers(encoder, opened, rows, other, asked, values=VALUES)
     # The later of two equal ones: nothing is claimed of a tie.
@@ -91,12 +91,6 @@ def measure(network: str, data: Path, minutes: float, images: int, seed: int) ->
         "machine": {"processor": binding.get_host_cpu_name(), "cores": os.cpu_count()},
         "environment": environment(),
     }  # fmt: skip
-
-
-def spread(opened: Opened, count: int) -> np.ndarray:
-    """At most so many rows, evenly over all."""
-    rows = opened.rows
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 def _three(score: Score) -> list[float]:

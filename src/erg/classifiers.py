@@ -73,7 +73,7 @@ def first_layers(projector: Any, count: int) -> nn.Sequential:
             "before its last one. Keep fewer, or none."
         )
     kept = copy.deepcopy(projector[: linear[count]])
-    if [type(m) for m in kept] != [type(m) for m in _made(**_about(kept))]:
+    if [type(m) for m in kept] != [type(m) for m in hidden_layers(**_about(kept))]:
         raise ValueError(
             "the projector is not made of linear layers with BatchNorm and ReLU, so its layers "
             "cannot be kept. Keep none."
@@ -89,10 +89,6 @@ def _about(projector: nn.Sequential) -> dict[str, Any]:
         "norm": any(isinstance(m, BatchNorm) for m in projector),
         "bias": linear[0].bias is not None,
     }
-
-
-def _made(widths: list[int], norm: bool, bias: bool) -> nn.Sequential:
-    return hidden_layers(*widths, norm=norm, bias=bias)
 
 
 def save_classifier(model: Classifier, folder: Path) -> None:
@@ -138,10 +134,10 @@ def load_classifier(folder: Path) -> Classifier:
         ours = read_json(folder / "config.json")["erg"]
         encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
         encoder.mean, encoder.std = tuple(ours["mean"]), tuple(ours["std"])
-        projector = _made(**ours["projector"]) if "projector" in ours else None
+        projector = hidden_layers(**ours["projector"]) if "projector" in ours else None
         model = Classifier(encoder, tuple(ours["classes"]), projector)
         weights = load_weights(folder / "model.safetensors")
-    except (OSError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{folder} holds no classifier of erg ({type(error).__name__}: {error}). Give a folder "
             "of `erg finetune`."

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from erg.apply.denoiser import Denoiser
+from erg.apply.embed import evenly
 from erg.apply.pictures import sheet
 from erg.apply.restorer import descend, put, save_restorer, seeded
 from erg.data.audio import Clips, cut, mix, open_clips, write_wav
@@ -201,7 +202,7 @@ def score_denoiser(
         By ratio: for every way the mean of both measures, of their gain over the noisy sound,
         and how much more the network gains than each baseline, with 95 % intervals over clips.
     """
-    rows = np.linspace(0, len(speech) - 1, min(clips, len(speech))).astype(int)
+    rows = evenly(np.arange(len(speech)), clips)
     segment = network.window
     found: dict[str, Any] = {}
     for place, ratio in enumerate(ratios):

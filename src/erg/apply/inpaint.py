@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from erg.apply.embed import evenly
 from erg.apply.inpainter import LEVELS, Inpainter
 from erg.apply.pictures import sheet
 from erg.apply.restorer import descend, put, save_restorer, seeded
@@ -228,7 +229,7 @@ def score_inpainter(
         how much better the network is than each baseline, with 95 % intervals over images;
         and a PNG of the first images before and after.
     """
-    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    rows = evenly(rows, count)
     loader = images_of(images, rows, size, seed, WHOLE, len(rows))
     originals = loader.make(rows, epoch=0).main[0].data.permute(0, 2, 3, 1).numpy()
     loader.close()

@@ -60,10 +60,10 @@ def dry_run(
         what = str(error).partition(". ")[0]
         tell(f"What {run.method} does after an epoch was left out, with so few images: {what}.")
     loop.step(0, [loop.loader.views(0)])
-    finish(loop.device)
+    wait_for(loop.device)
     start = time.perf_counter()
     loop.step(1, [loop.loader.views(1)])
-    finish(loop.device)
+    wait_for(loop.device)
     seconds = (time.perf_counter() - start) * run.batch / batch
     loop.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
@@ -89,7 +89,7 @@ def dry_run(
     return 0
 
 
-def finish(device: Any) -> None:
+def wait_for(device: Any) -> None:
     """Wait for what an accelerator was given to do, which is not done when it is given."""
     import torch
 

@@ -1,7 +1,7 @@
 """Projectors and predictors: the small networks behind an encoder."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -38,7 +38,7 @@ def mlp(
     return nn.Sequential(*layers)
 
 
-def hidden_layers(*widths: int, norm: bool = True, bias: bool = True) -> nn.Sequential:
+def hidden_layers(widths: Sequence[int], *, norm: bool = True, bias: bool = True) -> nn.Sequential:
     """Linear layers from width to width, each followed by BatchNorm and ReLU: an `mlp` without its
     last layer.
 
