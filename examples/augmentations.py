@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 
 import erg
-from erg.data.synthetic import world
+from erg.data.scenes import world
 from erg.durable import write_atomically
 from erg.evaluate.knn import knn_accuracy
 from erg.evaluate.linear import linear_accuracy
-from erg.recipes.default import Seen
 from erg.train.run import environment
 from erg.views.plan import SIMCLR_SMALL, WHOLE
 
@@ -95,7 +94,7 @@ def scores(model: erg.Fitted | Path, task: Task) -> dict[str, float]:
 def measure(view: erg.Augmentation, task: Task, seed: int) -> dict[str, Any]:
     """Train with two such views of every image; scores before and after."""
     run, _ = erg.default(
-        Seen(len(task.train), 32, False), plan=erg.two_views(view), epochs=task.epochs,
+        erg.Seen(len(task.train), 32, False), plan=erg.two_views(view), epochs=task.epochs,
         batch=task.batch, seed=seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -34,11 +34,10 @@ from typing import Any
 import numpy as np
 
 import erg
-from erg.data.synthetic import world
+from erg.data.scenes import world
 from erg.durable import write_atomically
 from erg.evaluate.knn import knn_accuracy
 from erg.evaluate.linear import linear_accuracy
-from erg.recipes.default import Seen
 from erg.train.run import environment
 
 METHODS = {"SimCLR": 8.0, "Rotation": 4.0}
@@ -153,7 +152,7 @@ def measure(method: str, name: str, images: Images, seed: int) -> dict[str, Any]
     """Train on a set; scores before and after."""
     make, share = SETS[name]
     run, _ = erg.default(
-        Seen(images.count, 32, False), method=method, epochs=images.share * METHODS[method],
+        erg.Seen(images.count, 32, False), method=method, epochs=images.share * METHODS[method],
         batch=images.batch, seed=seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

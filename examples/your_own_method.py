@@ -40,5 +40,6 @@ class Spread(erg.Method):
         )
 
 
-erg.check_method(Spread, arguments={"dim": 16})
-print("Spread keeps the contract. Train it: erg pretrain photos/ --method ./this_file.py:Spread")
+if __name__ == "__main__":  # not when `erg pretrain` reads this file
+    erg.check_method(Spread, arguments={"dim": 16})
+    print(f"Spread keeps the contract. Train it: erg pretrain photos/ --method {__file__}:Spread")

@@ -30,6 +30,7 @@ UNCHECKED = {
     "erg.explore",
     "erg.schedule",
     "erg.train.run",
+    "erg.views.make",
     "erg.views.plan",
     "erg.views.render",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from erg.classifiers import Classifier, first_layers, load_classifier, save_classifier
@@ -113,6 +114,32 @@ def test_what_is_no_classifier_is_one_line(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"b"', '"b", "c"'))
     with pytest.raises(ValueError, match=r"do not fit its config \(head"):
         load_classifier(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": 5},
+        {"image_size": "x"},
+        {"arguments": {"width": -1}},
+        {"arguments": {"init": "pretrained"}},
+        {"name": "resnet18", "arguments": {"init": "pretrained"}},
+    ],
+    ids=str,
+)
+def test_a_config_with_wrong_values_is_one_line_and_fetches_nothing(
+    changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_classifier(Classifier(build_encoder("conv", 16, **SMALL), ("a", "b")), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["erg"] |= changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made: list[object] = []
+    monkeypatch.setattr(timm, "create_model", lambda *_, **options: made.append(options))
+    with pytest.raises(ValueError, match="holds no classifier of erg") as error:
+        load_classifier(tmp_path)
+    assert "\n" not in str(error.value)
+    assert made == []
 
 
 def test_images_are_normalised_as_the_encoder_wants_them() -> None:

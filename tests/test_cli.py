@@ -19,7 +19,7 @@ QUICK = ["--encoder", "conv", "--image-size", "32", "--batch", "16", "--steps", 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 60 pictures in two classes, and two files that are none."""
-    from erg.data.synthetic import world
+    from erg.data.scenes import world
 
     root = tmp_path_factory.mktemp("pictures")
     scenes = world(60, size=40)

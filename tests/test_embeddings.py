@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from erg import parquet
 from erg.embeddings import Embeddings, merge, unit
 
 
@@ -257,3 +258,12 @@ def test_parts_become_one_file_in_their_order(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"2.parquet holds vectors of 4 values and those .* of 3"):
         merge(files, tmp_path / "other.parquet", {})
     assert not (tmp_path / "other.parquet").exists()
+
+
+def test_one_long_label_is_not_given_room_in_every_row(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "e.parquet"
+    some(n=100, labels=np.array(["x" * 5000, *["y"] * 99])).save(path)
+    assert len(Embeddings.load(path)) == 100
+    monkeypatch.setattr(parquet, "FREE", 1 << 16)
+    monkeypatch.setattr(parquet, "EXPANSION", 1)
+    assert "its labels would take" in refusal(path)

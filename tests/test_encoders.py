@@ -531,6 +531,33 @@ def test_folders_that_hold_no_encoder_are_one_line(tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": None},
+        {"name": 5},
+        {"image_size": 10**15},
+        {"arguments": {"width": -1}},
+        {"arguments": {"init": "pretrained"}},
+        {"name": "resnet18", "arguments": {"init": "pretrained"}},
+    ],
+    ids=str,
+)
+def test_a_config_with_wrong_values_is_one_line_and_fetches_nothing(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_encoder(build_encoder("mlp", 2), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["erg"] = {k: v for k, v in {**config["erg"], **changes}.items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(timm, "create_model", lambda *_, **options: made.append(options))
+    with pytest.raises(ValueError, match="holds no encoder of erg") as error:
+        load_encoder(tmp_path)
+    assert one_line(error)
+    assert made == []
+
+
 def test_weights_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     save_encoder(resnet(), tmp_path)
     other_shapes(tmp_path)

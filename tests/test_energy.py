@@ -174,18 +174,18 @@ def test_energy_of_a_class_is_infonce_with_a_queue(golden, temperature: float) -
     assert golden.agrees(f"InfoNCE with a queue, temperature {temperature}", found)
 
 
-def test_over_hidden_is_the_mean_over_hidden_patches() -> None:
+def test_masked_mean_is_the_mean_over_the_places_that_count() -> None:
     errors = drawn(3, 5).abs()
-    hidden = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]]).bool()
+    where = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]]).bool()
     wanted = []
-    for row, mask in zip(errors.tolist(), hidden.tolist(), strict=True):
+    for row, mask in zip(errors.tolist(), where.tolist(), strict=True):
         chosen = [e for e, m in zip(row, mask, strict=True) if m]
         wanted.append(sum(chosen) / len(chosen))
-    assert close(energy.over_hidden(errors, hidden), wanted)
+    assert close(energy.masked_mean(errors, where), wanted)
 
 
-def test_over_hidden_is_zero_where_nothing_is_hidden() -> None:
-    assert close(energy.over_hidden(drawn(1, 5), torch.zeros(1, 5).bool()), [0.0])
+def test_masked_mean_is_zero_where_no_place_counts() -> None:
+    assert close(energy.masked_mean(drawn(1, 5), torch.zeros(1, 5).bool()), [0.0])
 
 
 def test_mean_of_the_byol_energy_is_golden(golden) -> None:

@@ -62,7 +62,7 @@ def test_one_file_alone_has_compiled_functions() -> None:
 
 def test_importing_compiles_no_kernel() -> None:
     code = (
-        "from erg.views import kernels, render\n"
+        "from erg.views import kernels, make\n"
         "import numba\n"
         "print(sum(len(f.signatures) for f in vars(kernels).values() "
         "if isinstance(f, numba.core.registry.CPUDispatcher)))"

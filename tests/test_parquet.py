@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from erg import parquet
-from erg.data.decode import UnreadableImage
 from erg.data.manifest import Manifest, Row
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, open_source
 from erg.durable import open_regular
 from erg.embeddings import Embeddings
@@ -207,3 +207,16 @@ def test_a_row_group_of_more_images_than_memory(tmp_path: Path, monkeypatch) -> 
     assert source.bytes(350) == images[350]
     with pytest.raises(UnreadableImage, match="fewer rows a group"):
         source.item(3)
+
+
+def test_no_table_keeps_encoded_bytes(tmp_path: Path, monkeypatch) -> None:
+    options: list[dict[str, Any]] = []
+    plain = pq.ParquetFile
+
+    def spied(*args: Any, **given: Any) -> Any:
+        options.append(given)
+        return plain(*args, **given)
+
+    monkeypatch.setattr(parquet.pq, "ParquetFile", spied)
+    Embeddings.load(an_embedding(tmp_path / "e.parquet"))
+    assert [given["pre_buffer"] for given in options] == [False, False]

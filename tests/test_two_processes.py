@@ -20,14 +20,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from erg import catalog, distributed, energy, inference, shaping
 from erg.encoders import build_encoder
 from erg.method import Method
-from erg.parts.norm import BatchNorm, across_processes, standardise
+from erg.parts.norm import BatchNorm, across_processes
 from erg.schedule import Constant
 from erg.views.masks import draw_mask, random_tiles
 from erg.views.types import How, View, Views
@@ -169,15 +168,6 @@ def of_replaced_norms(part: Part) -> Outcome:
         rows={"output": y, "gradient": gradient},
         mean={name: p.grad for name, p in net.named_parameters() if p.grad is not None},
     )
-
-
-def of_standardise(part: Part, n: int) -> Outcome:
-    x = part.of(2 * drawn(n, 4) - 3)
-    alone = part.world == 1
-    y = F.batch_norm(x, None, None, training=True) if alone else standardise(x)
-    weights = drawn(n, 4, seed=1)[part.rank :: part.world]
-    (gradient,) = backward(part, distributed.mean((weights * y.pow(3)).sum(1)), x)
-    return Outcome(rows={"output": y, "gradient": gradient})
 
 
 def of_sinkhorn(part: Part, n: int, eps: float) -> Outcome:
@@ -365,7 +355,8 @@ METHODS = [
     Whole("DINOv2", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 2,
                      "momentum": Constant(0.5)}, encoder=SMALL),
     Whole("DINOv2", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 0,
-                     "centring": "mean", "momentum": Constant(0.5)}, encoder=SMALL),
+                     "centring": "mean", "gram": 1.0, "gram_from": 0.0,
+                     "momentum": Constant(0.5)}, encoder=SMALL),
     # Without small crops, for whose sake timm resamples positions in float32.
     Whole("MSN", {"prototypes": 6, "hidden": 12, "dim": 8, "small_crops": 0,
                   "momentum": Constant(0.5)}, encoder=SMALL),
@@ -403,7 +394,6 @@ CHECKS: dict[str, Callable[[Part], Outcome]] = {
     "batch norm, plain": lambda part: of_batch_norm(part, 8, 3, affine=False),
     "batch norm, no memory": lambda part: of_batch_norm(part, 8, 3, track_running_stats=False),
     "replaced norms": of_replaced_norms,
-    **{f"standardise {n}": partial(of_standardise, n=n) for n in (8, 7, 3)},
     **{f"sinkhorn {n}": partial(of_sinkhorn, n=n, eps=0.05) for n in (8, 7, 1)},
     "sinkhorn, soft": partial(of_sinkhorn, n=8, eps=0.5),
     **{f"shaping {n}": partial(of_shaping, n=n) for n in (8, 7)},

@@ -27,7 +27,7 @@ import torch
 
 import erg
 from erg.apply.embed import open_for
-from erg.apply.scores import pixels_of
+from erg.apply.ways import pixels_of
 from erg.durable import write_atomically
 from erg.evaluate.baselines import PCA
 from erg.evaluate.knn import knn_accuracy

@@ -32,7 +32,7 @@ import torch
 
 import erg
 from erg.apply.embed import Opened, open_for, vectors_of
-from erg.apply.scores import pixels_of
+from erg.apply.ways import pixels_of
 from erg.durable import write_atomically
 from erg.embeddings import unit
 from erg.evaluate.intervals import bootstrap

@@ -141,7 +141,7 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
         ours, bare = speed[case], speed[case.replace("erg", "network alone", 1)]
         ratios = [a / b for a, b in zip(ours, bare, strict=True)]
         ratio = statistics.median(ours) / statistics.median(bare)
-        measured = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        measured = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)})"
         found.append((f"JPEG folder to embeddings / network alone: {case}", ">= 0.9", measured))
     return found
 

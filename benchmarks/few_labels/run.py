@@ -26,7 +26,7 @@ import torch
 import erg
 from erg.apply.embed import open_for, vectors_of
 from erg.apply.finetune import Tuning, afresh, few, finetune, right
-from erg.apply.scores import pixels_of
+from erg.apply.ways import pixels_of
 from erg.durable import write_atomically
 from erg.evaluate.baselines import PCA
 from erg.evaluate.intervals import Score, bootstrap, difference

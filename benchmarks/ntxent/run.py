@@ -88,11 +88,12 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
         if plain:
             ratios = [a / b for a, b in zip(ours, plain, strict=False)]
             middle = statistics.median(ours) / statistics.median(plain)
-            spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)})"
             found.append((f"{name}: time / dense form", "<= 1.2", spread))
         if size == CLAIMED:
             grown = measured["blocked", "grown_mb", size]
-            spread = f"{statistics.median(grown):.0f} MB ({min(grown):.0f} to {max(grown):.0f})"
+            ends = f"{min(grown):.0f} to {max(grown):.0f}, n = {len(grown)}"
+            spread = f"{statistics.median(grown):.0f} MB ({ends})"
             found.append((f"{name}: growth of memory", "<= 300 MB", spread))
             errors = measured.get(("exact", "error", size))
             if errors:

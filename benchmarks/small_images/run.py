@@ -134,8 +134,10 @@ def run() -> None:
         key = f"{name}; {options.minutes:g} minutes on {each} cores; seed {seed}"
         if key not in done:
             cores = free.get()
-            found = in_a_process(name, cores, options, seed)
-            free.put(cores)
+            try:
+                found = in_a_process(name, cores, options, seed)
+            finally:
+                free.put(cores)
             with writing:
                 done[key] = found
                 write_atomically(RESULTS, json.dumps(done, indent=1).encode())
@@ -160,7 +162,7 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
     if not reached:
         return []
     name, best = max(reached.items(), key=lambda item: statistics.median(item[1]))
-    spread = f"{statistics.median(best):.1f} ({min(best):.1f} to {max(best):.1f})"
+    spread = f"{statistics.median(best):.1f} ({min(best):.1f} to {max(best):.1f}, n = {len(best)})"
     told = name.replace("choice", "the default choices")
     return [(f"200-NN on CIFAR-10 after 60 minutes: {told}", ">= 64 %", spread)]
 

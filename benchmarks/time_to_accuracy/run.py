@@ -212,7 +212,7 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
                 best = min(tried, key=statistics.median)
                 times = [theirs[wanted] / each for each in best]
                 measured = f"{theirs[wanted] / statistics.median(best):.1f}"
-                spread = f"{measured} ({min(times):.1f} to {max(times):.1f})"
+                spread = f"{measured} ({min(times):.1f} to {max(times):.1f}, n = {len(times)})"
                 if math.isinf(statistics.median(best)):
                     spread = "not reached by the schedules measured so far"
                 name = f"speed to {wanted:.0%} on CIFAR-10 / lightly's in bf16: {first} encoder"

@@ -94,7 +94,7 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
         if over in speed and OURS in speed:
             ratios = [a / b for a, b in zip(speed[OURS], speed[over], strict=False)]
             ratio = statistics.median(speed[OURS]) / statistics.median(speed[over])
-            measured = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            measured = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)})"
             found.append((f"SimCLR images/s: {OURS} / {over}", f">= {bar}", measured))
     shares = [
         100 * sum(value["waiting"]) / sum(value["seconds"])
@@ -102,7 +102,8 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
         if key.startswith(NETWORK)
     ]
     if shares:
-        measured = f"{statistics.median(shares):.1f} % ({min(shares):.1f} to {max(shares):.1f})"
+        spread = f"({min(shares):.1f} to {max(shares):.1f}, n = {len(shares)})"
+        measured = f"{statistics.median(shares):.1f} % {spread}"
         found.append((f"share of a step waiting for views: {NETWORK}", "< 3 %", measured))
     return found
 

@@ -34,9 +34,9 @@ import torch
 from llvmlite import binding
 
 from erg.durable import write_atomically
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import DINO_FIRST, DINO_LOCAL, DINO_SECOND, SIMCLR, Plan, two_views
-from erg.views.render import make_views
 
 HERE = Path(__file__).parent
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -208,7 +208,8 @@ def claims(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             f"views/s of one core / lightly's: {row['case']}",
             f">= {row['bar']:g}",
-            f"{row['ratio']:.1f} ({min(row['ratios']):.1f} to {max(row['ratios']):.1f})",
+            f"{row['ratio']:.1f} ({min(row['ratios']):.1f} to {max(row['ratios']):.1f}, "
+            f"n = {len(row['ratios'])})",
         )
         for row in report["rows"]
     ]

@@ -32,7 +32,7 @@ def child(out: Path, steps: int) -> None:
     import torch
 
     from erg import distributed
-    from erg.data.synthetic import world
+    from erg.data.scenes import world
     from erg.train.fit import InMemory
     from erg.train.loop import Data, Loop
     from erg.train.processes import leave_group

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from erg.embeddings import Embeddings
     from erg.encoders import Encoder, build_encoder, load_encoder
     from erg.method import Cell, Loss, Method
-    from erg.recipes.default import default
+    from erg.recipes.default import Seen, default
     from erg.schedule import Constant, Cosine, Linear, WarmupCosine
     from erg.testing import check_method
     from erg.train.fit import Fitted, fit, load
@@ -32,7 +32,7 @@ _HOMES = {
     "embeddings": ("Embeddings",),
     "encoders": ("Encoder", "build_encoder", "load_encoder"),
     "method": ("Cell", "Loss", "Method"),
-    "recipes.default": ("default",),
+    "recipes.default": ("Seen", "default"),
     "schedule": ("Constant", "Cosine", "Linear", "WarmupCosine"),
     "testing": ("check_method",),
     "train.fit": ("Fitted", "fit", "load"),
@@ -62,6 +62,7 @@ __all__ = [
     "Optimiser",
     "Plan",
     "Run",
+    "Seen",
     "Tiles",
     "View",
     "Views",

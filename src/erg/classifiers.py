@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from erg import backbones
 from erg.durable import read_json, write_atomically
-from erg.encoders import Encoder, TimmEncoder, build_encoder, load_weights
+from erg.encoders import DAMAGE, Encoder, TimmEncoder, build_encoder, first_line, load_weights
 from erg.parts.heads import hidden_layers
 from erg.parts.norm import BatchNorm
 
@@ -132,15 +131,15 @@ def load_classifier(folder: Path) -> Classifier:
     """
     try:
         ours = read_json(folder / "config.json")["erg"]
-        encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
+        encoder = build_encoder(ours["name"], ours["image_size"], init=None, **ours["arguments"])
         encoder.mean, encoder.std = tuple(ours["mean"]), tuple(ours["std"])
         projector = hidden_layers(**ours["projector"]) if "projector" in ours else None
         model = Classifier(encoder, tuple(ours["classes"]), projector)
         weights = load_weights(folder / "model.safetensors")
-    except (OSError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+    except DAMAGE as error:
         raise ValueError(
-            f"{folder} holds no classifier of erg ({type(error).__name__}: {error}). Give a folder "
-            "of `erg finetune`."
+            f"{folder} holds no classifier of erg ({type(error).__name__}: {first_line(error)}). "
+            "Give a folder of `erg finetune`."
         ) from None
     mine = _state(model)
     wrong = mine.keys() ^ weights.keys() or {

@@ -12,7 +12,7 @@ COMMANDS = {
     "pretrain": ("erg.commands.pretrain", "Learn an encoder from images without labels."),
     "evaluate": ("erg.commands.evaluate", "Compare a run with before training, PCA and pixels."),
     "embed": ("erg.commands.embed", "Write a vector for every image to a parquet file."),
-    "export": ("erg.commands.export", "Write the encoder for timm, with a model card."),
+    "export": ("erg.commands.export", "Write the encoder to be used without erg."),
     "search": ("erg.commands.search", "List what is near a picture, by vectors or binary codes."),
     "anomalies": ("erg.commands.anomalies", "Show the images that fit worst with normal ones."),
     "finetune": ("erg.commands.finetune", "Train a classifier from few labels."),
@@ -39,7 +39,7 @@ def usage() -> str:
         *(f"  {name:<11}{about}" for name, (_, about) in COMMANDS.items()),
         "",
         "Start with:  erg pretrain FOLDER_OF_IMAGES",
-        "Options:     erg COMMAND --help",
+        "Options:     erg COMMAND --help;  erg --version;  --debug shows where an error arose",
     ]
     return "\n".join(lines)
 
@@ -47,7 +47,8 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code.
 
-    0 fine, 2 usage, 3 data, 4 diverged, 75 stopped and resumable, 130 interrupted.
+    0 fine, 1 an error of erg's own or a process that died, 2 usage, a busy folder or a full disk,
+    3 data, 4 diverged, 75 stopped and resumable, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

@@ -49,6 +49,8 @@ def _in_words(path: Path, error: OSError) -> Unwritable:
             f"{path} cannot be written, since its disk is full. Make room and go on; what was "
             "there before is intact."
         )
+    elif error.errno == errno.EISDIR:
+        found = Unwritable(f"{path} is a folder. Name a file.")
     else:
         found = Unwritable(
             f"{path} cannot be written ({error.strerror or error}). Give a folder that is there "
@@ -99,6 +101,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with whole_file(path) as stream, explained(path):
         stream.write(content)
+
+
+def check_place(file: Path) -> None:
+    """Whether a file can be there, which is asked before what it is to hold is computed.
+
+    Raises:
+        ValueError: a folder is there, or none for the file.
+    """
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder. Name a file with --out.")
+    if not file.parent.is_dir():
+        raise ValueError(
+            f"{file} cannot be written: there is no folder {file.parent}. Make it, or name a file "
+            "elsewhere with --out."
+        )
 
 
 def check_room(folder: Path, size: int) -> None:

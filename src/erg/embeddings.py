@@ -105,7 +105,9 @@ class Embeddings:
         Raises:
             TypeError, ValueError: `origin` holds something that JSON cannot.
         """
-        _replace(Path(path), _table(self, _schema(self.vectors.shape[1], self.origin)))
+        table = _table(self, _schema(self.vectors.shape[1], self.origin))
+        with whole_file(Path(path)) as file:
+            pq.write_table(table, file)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Embeddings":
@@ -147,11 +149,6 @@ def unit(vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
     norm[norm == 0] = 1
     np.divide(vectors, norm[:, None], out=scaled, casting="same_kind")
     return scaled
-
-
-def _unicode(path: str) -> str:
-    """File names that are not UTF-8 reach Python as lone surrogates, which parquet refuses."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def merge(
@@ -200,6 +197,11 @@ def _schema(width: int, origin: dict[str, Any]) -> pa.Schema:
     )
 
 
+def _unicode(path: str) -> str:
+    """File names that are not UTF-8 reach Python as lone surrogates, which parquet refuses."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _table(e: Embeddings, schema: pa.Schema) -> pa.Table:
     none = [None] * len(e)
     paths = [_unicode(p) for p in e.paths] if e.paths is not None else none
@@ -210,12 +212,6 @@ def _table(e: Embeddings, schema: pa.Schema) -> pa.Table:
     columns = [e.ids, paths, vectors, labels]
     arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _replace(path: Path, table: pa.Table) -> None:
-    """Write beside the target and move over it, so that readers see the old file or the new."""
-    with whole_file(path) as file:
-        pq.write_table(table, file)
 
 
 def _read(file: Table) -> Embeddings:
@@ -243,10 +239,14 @@ def _read(file: Table) -> Embeddings:
     if 0 < paths.null_count < len(table):
         raise ValueError(f"{paths.null_count} of {len(table)} paths are missing")
     has_labels = labels.null_count < len(table)
+    named = [label or "" for label in labels.to_pylist()] if has_labels else []
+    taken = 4 * len(named) * max(map(len, named), default=0)  # NumPy gives all the longest's room
+    if taken > file.budget:
+        raise ValueError(f"its labels would take {taken / (1 << 30):,.1f} GiB, as one is so long")
     return Embeddings(
         vectors=flat.to_numpy().reshape(len(table), vector.list_size),
         ids=table["id"].to_numpy(),
-        labels=np.array([label or "" for label in labels.to_pylist()]) if has_labels else None,
+        labels=np.array(named) if has_labels else None,
         origin=origin,
         paths=paths.to_pylist() if paths.null_count < len(table) else None,
     )

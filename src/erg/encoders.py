@@ -46,6 +46,13 @@ CHANGES: dict[str, Callable[[nn.Module, str], None]] = {
 """
 
 
+DAMAGE = (
+    *(OSError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(RuntimeError, SafetensorError),
+)
+"""What a config with wrong values may raise beside ValueError, which says it in words already."""
+
+
 class TimmEncoder(Encoder):
     """A backbone of timm without its classifier.
 
@@ -214,7 +221,7 @@ def _start_from(encoder: Encoder, folder: Path, what: str) -> None:
         encoder.load_state_dict(given.state_dict())
     except RuntimeError as error:
         raise ValueError(
-            f"the weights in {folder} do not fit {what} ({_first_line(error)}). Give those of the "
+            f"the weights in {folder} do not fit {what} ({first_line(error)}). Give those of the "
             "same architecture and arguments."
         ) from None
     encoder.mean, encoder.std = given.mean, given.std
@@ -225,8 +232,9 @@ def parameter_count(module: nn.Module) -> int:
     return sum(math.prod(p.shape) for p in module.parameters() if p.requires_grad)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def first_line(error: Exception) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def save_encoder(encoder: Encoder, folder: Path) -> None:
@@ -301,19 +309,20 @@ def load_encoder(folder: Path) -> Encoder:
     """
     try:
         ours = read_json(folder / "config.json")["erg"]
-        encoder = build_encoder(ours["name"], ours["image_size"], **ours["arguments"])
+        # An init among the arguments, which might fetch weights, would be a second one.
+        encoder = build_encoder(ours["name"], ours["image_size"], init=None, **ours["arguments"])
+        encoder.mean, encoder.std = tuple(ours["mean"]), tuple(ours["std"])
         weights = load_weights(folder / "model.safetensors")
-    except (OSError, KeyError, TypeError, SafetensorError) as error:
+    except DAMAGE as error:
         raise ValueError(
-            f"{folder} holds no encoder of erg ({type(error).__name__}: {error}). Give the "
-            "encoder/ folder of a run, or an export."
+            f"{folder} holds no encoder of erg ({type(error).__name__}: {first_line(error)}). Give "
+            "the encoder/ folder of a run, or an export."
         ) from None
-    encoder.mean, encoder.std = tuple(ours["mean"]), tuple(ours["std"])
     module = encoder.network if isinstance(encoder, TimmEncoder) else encoder
     try:
         module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(
-            f"the weights in {folder} do not fit its config ({_first_line(error)}). Export again."
+            f"the weights in {folder} do not fit its config ({first_line(error)}). Export again."
         ) from None
     return encoder.eval()

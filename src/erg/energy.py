@@ -143,15 +143,15 @@ def of_class(logits: Float[Tensor, "b k"], target: Int[Tensor, " b"]) -> Float[T
     return F.cross_entropy(at_least_float32(logits), target, reduction="none")
 
 
-def over_hidden(errors: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
-    """Mean of a per-patch error over the hidden patches of each image."""
-    weight = hidden.to(errors.dtype)
+def masked_mean(errors: Float[Tensor, "b n"], where: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """Mean of a per-place error over the places of each item where it counts; 0 where none does."""
+    weight = where.to(errors.dtype)
     return (errors * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
 
 def of_hidden(errors: Float[Tensor, " m"], hidden: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
-    """`over_hidden` of errors that are given for hidden patches alone, image by image."""
-    return over_hidden(errors.new_zeros(hidden.shape).masked_scatter(hidden, errors), hidden)
+    """`masked_mean` of errors that are given for hidden places alone, item by item."""
+    return masked_mean(errors.new_zeros(hidden.shape).masked_scatter(hidden, errors), hidden)
 
 
 def bernoulli(logits: Float[Tensor, "b *d"], target: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:

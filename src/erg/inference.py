@@ -68,15 +68,10 @@ def sinkhorn(
 
 
 @torch.no_grad()
-def lloyd_step(
-    y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]
-) -> tuple[Float[Tensor, "k d"], Int[Tensor, " k"]]:
+def lloyd_step(y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
     """One step of Lloyd's algorithm: each prototype becomes the mean of the points nearest to it.
 
     Empty prototypes move to the points that are farthest from theirs, the farthest first.
-
-    Returns:
-        the new prototypes and how many points each holds.
     """
     distance, code = closest(y, prototypes)
     held = torch.bincount(code, minlength=len(prototypes))
@@ -85,11 +80,11 @@ def lloyd_step(
     empty = (held == 0).nonzero().flatten()
     farthest = distance.argsort(descending=True)[: len(empty)]
     moved[empty[: len(farthest)]] = y[farthest].to(moved.dtype)
-    return moved, held
+    return moved
 
 
 @torch.no_grad()
-def spread_out(
+def kmeans_plus_plus(
     y: Float[Tensor, "b d"], k: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, "k d"]:
     """k starting prototypes by greedy k-means++ (Arthur & Vassilvitskii 2007).
@@ -105,15 +100,15 @@ def spread_out(
     tries = 2 + int(math.log(k))
     draw = torch.rand(k, tries, generator=generator, dtype=torch.float64)
     chosen = [int(draw[0, 0] * len(y))]
-    closest = to_prototypes(y, y[chosen])[:, 0]  # [b]
+    distance = to_prototypes(y, y[chosen])[:, 0]  # [b]
     for i in range(1, k):
-        cumulative = closest.cumsum(0)
+        cumulative = distance.cumsum(0)
         places = torch.searchsorted(cumulative, draw[i].to(cumulative) * cumulative[-1])
         places = places.clamp_max(len(y) - 1)
-        after = torch.minimum(closest[:, None], to_prototypes(y, y[places]))  # [b tries]
+        after = torch.minimum(distance[:, None], to_prototypes(y, y[places]))  # [b tries]
         best = int(after.sum(dim=0).argmin())
         chosen.append(int(places[best]))
-        closest = after[:, best]
+        distance = after[:, best]
     return y[chosen].clone()
 
 
@@ -165,11 +160,11 @@ def ista(
         return slope if towards is None else slope + 2 * pull * (z - towards)
 
     start = y.new_zeros(len(y), len(w))
-    return shrinking(gradient, start, curvature, sparsity, iterations=iterations, fast=fast)
+    return proximal_gradient(gradient, start, curvature, sparsity, iterations=iterations, fast=fast)
 
 
 @torch.no_grad()
-def shrinking(
+def proximal_gradient(
     gradient: Callable[[Tensor], Tensor],
     z: Float[Tensor, "b *k"],
     curvature: Tensor,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from erg.encoders import Encoder
+from erg.energy import at_least_float32
 from erg.views.plan import Plan
 from erg.views.types import Views
 
@@ -51,12 +52,8 @@ class Loss(NamedTuple):
     @property
     def total(self) -> Tensor:
         """The sum of all parts, the scalar that is minimised."""
-        return torch.stack(
-            [
-                part.float() if part.dtype.itemsize < 4 else part
-                for part in (*self.pull.values(), *self.push.values())
-            ]
-        ).sum()
+        parts = (*self.pull.values(), *self.push.values())
+        return torch.stack([at_least_float32(part) for part in parts]).sum()
 
 
 class Method(nn.Module, ABC):
@@ -119,3 +116,8 @@ class Method(nn.Module, ABC):
     def after_epoch(self, features: Float[Tensor, "n d"]) -> None:
         """Closed forms and clustering over the whole set, before the first step and after every
         epoch; `features` is `encoder(data)` of every training image, nothing augmented."""
+
+    def needs_features(self) -> bool:
+        """Whether the next `after_epoch` looks at the features; if not it gets none [0 d], which
+        saves a pass over the whole set."""
+        return True

@@ -1,8 +1,8 @@
 """Noise inside methods: a function of the image, of what it is for and of the step.
 
 There is no generator and so no state: one process draws what two would, and a resumed run what one
-never stopped would. The hash is that of `erg.views.random` in torch, so that it runs where the
-data are; integers wrap around modulo 2^64 there as here.
+never stopped would. The hash is splitmix64's finaliser, chained as in `erg.views.random`, in
+torch, so that it runs where the data are; integers wrap around modulo 2^64 there as here.
 
 Letters in shapes: b batch, n draws.
 """
@@ -32,6 +32,7 @@ def _shifted(h: Tensor, by: int) -> Tensor:
 
 
 def _mix(h: Tensor) -> Tensor:
+    """splitmix64's finaliser (Steele et al. 2014)."""
     h = (h ^ _shifted(h, 30)) * _FIRST
     h = (h ^ _shifted(h, 27)) * _SECOND
     return h ^ _shifted(h, 31)

@@ -34,7 +34,8 @@ class Table:
 
     def __init__(self, file: Any) -> None:
         self.file, self.size = file, file.seek(0, os.SEEK_END)
-        self.parquet = pq.ParquetFile(file)
+        # Without pre_buffer, which would keep encoded bytes as long as the table is open.
+        self.parquet = pq.ParquetFile(file, pre_buffer=False)
         self.schema: pa.Schema = self.parquet.schema_arrow
         about = self.parquet.metadata
         groups = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
@@ -81,7 +82,7 @@ class Table:
         # they are spelled out only when it is known what they take.
         texts = [name for name, kind in types.items() if _is_text(kind)]
         taken = 0
-        packed = pq.ParquetFile(self.file, read_dictionary=texts)
+        packed = pq.ParquetFile(self.file, read_dictionary=texts, pre_buffer=False)
         for batch in packed.iter_batches(BATCH, columns=list(types)):
             arrays: list[pa.Array] = []
             for name, kind in types.items():

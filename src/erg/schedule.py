@@ -71,6 +71,9 @@ class WarmupCosine(Schedule):
         peak: largest value, reached when warm-up ends.
         warmup: share of training spent warming up, in [0, 1).
         end: value at progress 1.
+
+    Raises:
+        ValueError: warmup is not in [0, 1).
     """
 
     peak: float

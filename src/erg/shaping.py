@@ -16,102 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
-from erg.energy import at_least_float32, full_precision, normalise
-
-BLOCK = 1 << 23
-"""Scores that are held at once: 32 MiB in float32, which caches like."""
+from erg.energy import at_least_float32, cosine, full_precision, normalise
 
 
 def alignment(x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], temperature: float) -> Tensor:
     """The part of InfoNCE that pulls: mean of -cos(x_i, y_i) / temperature."""
-    return -(normalise(x) * normalise(y)).sum(dim=-1).mean() / temperature
-
-
-class _LogPartition(torch.autograd.Function):
-    """`log_partition` in blocks of rows. The backward pass makes the scores of a block again, so
-    memory grows with b + m, not with b m."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, excluded: Tensor | None) -> Tensor:
-        found = x.new_empty(len(x))
-        for rows in _blocks(len(x), len(y)):
-            scores = _scores(x, y, excluded, rows)
-            high = scores.amax(dim=1)
-            found[rows] = scores.sub_(high[:, None]).exp_().sum(dim=1).log_().add_(high)
-        ctx.save_for_backward(x, y, excluded, found)
-        return found
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x, y, excluded, found = ctx.saved_tensors
-        to_x, to_y = (
-            torch.zeros_like(t) if needed else None
-            for t, needed in zip((x, y), ctx.needs_input_grad, strict=False)
-        )
-        with torch.autocast(x.device.type, enabled=False):
-            for rows in _blocks(len(x), len(y)):
-                # softmax of the row, times the gradient that comes from above
-                scores = _scores(x, y, excluded, rows).sub_(found[rows, None]).exp_()
-                scores.mul_(grads[0][rows, None])
-                if to_x is not None:
-                    to_x[rows] = scores @ y
-                if to_y is not None:
-                    to_y.addmm_(scores.T, x[rows])
-        return to_x, to_y, None
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, BLOCK // columns)
-    return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def in_blocks(
-    of: Callable[..., Float[Tensor, "b *rest"]], *rows: Shaped[Tensor, "b ..."], columns: int
-) -> Float[Tensor, "b *rest"]:
-    """`of(*rows)`, of some rows at a time where what it makes on the way would take much memory.
-
-    Each block is made again for the backward pass, so that gradients are exact, those of tensors
-    that `of` knows from elsewhere too.
-
-    Args:
-        of: what each row gives depends on that row alone.
-        rows: tensors with a row each.
-        columns: numbers that are made for each row on the way.
-    """
-    blocks = list(_blocks(len(rows[0]), columns))
-    if len(blocks) < 2:
-        return of(*rows)
-    made: list[Tensor] = [
-        checkpoint(of, *(each[block] for each in rows), use_reentrant=False,
-                   preserve_rng_state=False)
-        for block in blocks
-    ]  # fmt: skip
-    return torch.cat(made)
-
-
-def _scores(x: Tensor, y: Tensor, excluded: Tensor | None, rows: slice) -> Tensor:
-    scores = x[rows] @ y.T
-    if excluded is not None:
-        scores.scatter_(1, excluded[rows], float("-inf"))
-    return scores
-
-
-@full_precision
-def log_partition(
-    x: Float[Tensor, "b d"], y: Float[Tensor, "m d"], excluded: Int[Tensor, "b e"] | None = None
-) -> Float[Tensor, " b"]:
-    """log sum_j exp(x_i . y_j) for every i, in memory that grows with b + m only.
-
-    Args:
-        x: queries, already divided by the temperature.
-        y: keys.
-        excluded: columns j that are left out of the sum of each row i; at least one must stay.
-    """
-    x = at_least_float32(x)
-    return _LogPartition.apply(x, at_least_float32(y).to(x.dtype), excluded)  # type: ignore[return-value]
+    return cosine(x, y).mean() / temperature
 
 
 @full_precision
@@ -179,3 +89,94 @@ def rare_activity(activity: Float[Tensor, " d"], rate: float) -> Tensor:
     active = at_least_float32(activity).clamp(1e-6, 1 - 1e-6)
     silent = (1 - rate) * (math.log(1 - rate) - (1 - active).log())
     return (rate * (math.log(rate) - active.log()) + silent).sum()
+
+
+@full_precision
+def log_partition(
+    x: Float[Tensor, "b d"], y: Float[Tensor, "m d"], excluded: Int[Tensor, "b e"] | None = None
+) -> Float[Tensor, " b"]:
+    """log sum_j exp(x_i . y_j) for every i, in memory that grows with b + m only.
+
+    Args:
+        x: queries, already divided by the temperature.
+        y: keys.
+        excluded: columns j that are left out of the sum of each row i; at least one must stay.
+    """
+    x = at_least_float32(x)
+    return _LogPartition.apply(x, at_least_float32(y).to(x.dtype), excluded)  # type: ignore[return-value]
+
+
+class _LogPartition(torch.autograd.Function):
+    """`log_partition` in blocks of rows. The backward pass makes the scores of a block again, so
+    memory grows with b + m, not with b m."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, excluded: Tensor | None) -> Tensor:
+        found = x.new_empty(len(x))
+        for rows in _blocks(len(x), len(y)):
+            scores = _scores(x, y, excluded, rows)
+            high = scores.amax(dim=1)
+            found[rows] = scores.sub_(high[:, None]).exp_().sum(dim=1).log_().add_(high)
+        ctx.save_for_backward(x, y, excluded, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, y, excluded, found = ctx.saved_tensors
+        to_x, to_y = (
+            torch.zeros_like(t) if needed else None
+            for t, needed in zip((x, y), ctx.needs_input_grad, strict=False)
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            for rows in _blocks(len(x), len(y)):
+                # softmax of the row, times the gradient that comes from above
+                scores = _scores(x, y, excluded, rows).sub_(found[rows, None]).exp_()
+                scores.mul_(grads[0][rows, None])
+                if to_x is not None:
+                    to_x[rows] = scores @ y
+                if to_y is not None:
+                    to_y.addmm_(scores.T, x[rows])
+        return to_x, to_y, None
+
+
+def _scores(x: Tensor, y: Tensor, excluded: Tensor | None, rows: slice) -> Tensor:
+    scores = x[rows] @ y.T
+    if excluded is not None:
+        scores.scatter_(1, excluded[rows], float("-inf"))
+    return scores
+
+
+def in_blocks(
+    of: Callable[..., Float[Tensor, "b *rest"]], *rows: Shaped[Tensor, "b ..."], columns: int
+) -> Float[Tensor, "b *rest"]:
+    """`of(*rows)`, of some rows at a time where what it makes on the way would take much memory.
+
+    Each block is made again for the backward pass, so that gradients are exact, those of tensors
+    that `of` knows from elsewhere too.
+
+    Args:
+        of: what each row gives depends on that row alone.
+        rows: tensors with a row each.
+        columns: numbers that are made for each row on the way.
+    """
+    blocks = list(_blocks(len(rows[0]), columns))
+    if len(blocks) < 2:
+        return of(*rows)
+    made: list[Tensor] = [
+        checkpoint(of, *(each[block] for each in rows), use_reentrant=False,
+                   preserve_rng_state=False)
+        for block in blocks
+    ]  # fmt: skip
+    return torch.cat(made)
+
+
+BLOCK = 1 << 23
+"""Scores that are held at once: 32 MiB in float32, which caches like."""
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, BLOCK // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))

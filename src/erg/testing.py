@@ -19,8 +19,8 @@ from erg.encoders import Encoder, build_encoder
 from erg.method import Loss, Method
 from erg.train.optim import build_optimiser
 from erg.train.run import Optimiser, Run
+from erg.views.make import make_tokens, make_views
 from erg.views.pixels import Pixels
-from erg.views.render import make_tokens, make_views
 from erg.views.types import Views
 
 SIDE, BATCH = 32, 8
@@ -102,6 +102,7 @@ def _started(bench: Bench, seed: int = 0) -> Method:
 
 
 def _steps(bench: Bench, method: Method, optimiser: Any, first: int, last: int) -> list[float]:
+    """Losses of steps first to last - 1 of a run of 4, trained where there is an optimiser."""
     losses: list[float] = []
     for step in range(first, last):
         torch.manual_seed(step)
@@ -230,7 +231,7 @@ def check_resume(bench: Bench) -> None:
 
 
 def check_config(bench: Bench) -> None:
-    """A run with these arguments survives being written as JSON and read back."""
+    """A run with the method's defaults survives being written as JSON and read back."""
     if bench.kind.__name__ not in catalog.names():
         return
     run = Run(

@@ -19,8 +19,8 @@ from erg.apply.embed import (
     vectors_of,
 )
 from erg.data.manifest import default_threads
+from erg.data.scenes import world
 from erg.data.source import DataError, open_source
-from erg.data.synthetic import world
 from erg.encoders import build_encoder, load_encoder, save_encoder
 
 
@@ -147,3 +147,20 @@ def test_decoding_goes_on_while_a_batch_is_embedded_and_not_without_end(
     assert 36 * batches < len(asked) <= 36 * batches + ahead < 300
     assert sum(len(each) for each in views) == 270 - 32
     assert len(asked) == 300
+
+
+def test_data_of_another_kind_are_refused_before_any_are_read(model: Path, tmp_path: Path) -> None:
+    vectors, tokens = np.zeros((4, 5), np.float32), np.zeros((4, 5), np.int64)
+    save_encoder(build_encoder("mlp", 7), tmp_path / "mlp")
+    save_encoder(build_encoder("sequence", 5), tmp_path / "sequence")
+    for given, data, said in (
+        (model, vectors, "are vectors, and the encoder conv takes images"),
+        (model, tokens, "are tokens, and the encoder conv takes images"),
+        (tmp_path / "mlp", "synthetic:4", "are images, and the encoder mlp takes vectors"),
+        (tmp_path / "mlp", vectors, "have 5 features, and the encoder mlp takes 7"),
+        (tmp_path / "sequence", vectors, "are vectors, and the encoder sequence takes tokens"),
+    ):
+        with pytest.raises(DataError, match=said):
+            embed(given, data)
+        with pytest.raises(DataError, match=said):
+            open_for(load_encoder(given), data)

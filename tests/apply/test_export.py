@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,19 @@ from erg.encoders import build_encoder, load_encoder, save_encoder
 from erg.train.folder import RunFolder
 from erg.train.run import Run
 
-ENCODERS = {
-    "resnet18": (64, {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}),
-    "vit_tiny_patch16_224": (48, {"depth": 2, "embed_dim": 48}),
-    "conv": (32, {"width": 8}),
-    "mlp": (7, {"width": 16}),
-    "pixels": (32, {"side": 4, "contrast": True}),
-    "identity": (5, {}),
-}
+ENCODERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "resnet18": ("resnet18", 64, {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}),
+    "vit": ("vit_tiny_patch16_224", 48, {"depth": 2, "embed_dim": 48}),
+    "conv": ("conv", 32, {"width": 8}),
+    "conv, all arguments": (
+        "conv", 32, {"width": 8, "stages": 2, "blocks": [1], "whole": True, "activation": "silu"},
+    ),
+    "mlp": ("mlp", 7, {"width": 16}),
+    "mlp, all arguments": ("mlp", 7, {"width": 16, "depth": 3, "dim": 5, "activation": "silu"}),
+    "pixels": ("pixels", 32, {"side": 4, "contrast": True}),
+    "pixels, small images": ("pixels", 8, {}),
+    "identity": ("identity", 5, {}),
+}  # fmt: skip
 
 WITH_TIMM = """
 import sys, numpy, timm, torch
@@ -45,14 +51,14 @@ numpy.save(sys.argv[3], load(sys.argv[1] + "/model.safetensors")(x).detach().num
 
 def run_folder(path: Path, name: str) -> tuple[Path, torch.nn.Module, torch.Tensor]:
     """A run folder with a trained-looking encoder, and an input for it."""
-    size, arguments = ENCODERS[name]
+    kind, size, arguments = ENCODERS[name]
     torch.manual_seed(0)
-    encoder = build_encoder(name, size, **arguments)
-    shape = (3, size) if name in ("mlp", "identity") else (3, 3, size, size)
+    encoder = build_encoder(kind, size, **arguments)
+    shape = (3, size) if kind in ("mlp", "identity") else (3, 3, size, size)
     encoder.train()(torch.randn(shape))  # moves the running averages away from their start
     encoder.eval()
     folder = RunFolder(path)
-    folder.write_run(Run(method="SimCLR", encoder=name, image_size=size).to_json())
+    folder.write_run(Run(method="SimCLR", encoder=kind, image_size=size).to_json())
     save_encoder(encoder, folder.encoder)
     return path, encoder, torch.randn(shape)
 

@@ -19,8 +19,8 @@ from erg.apply import parts
 from erg.apply.embed import Embedder, embed, embedder
 from erg.apply.parts import Parts, Shared, embed_to_file
 from erg.cli import main
+from erg.data.scenes import world
 from erg.data.source import DataError, open_source
-from erg.data.synthetic import world
 from erg.embeddings import Embeddings
 from erg.encoders import build_encoder, load_encoder, save_encoder
 from erg.train.fit import fit, load
@@ -273,3 +273,19 @@ def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     sys.exit(child(*sys.argv[1:]))
+
+
+def test_a_folder_is_no_place_for_a_file(
+    model: Embedder, pictures: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    made = Counting(monkeypatch)
+    for out in (tmp_path, Path(".")):
+        with pytest.raises(ValueError, match="is a folder"):
+            embed_to_file(model, pictures, out)
+    assert made.made == []
+    save_encoder(model.encoder, tmp_path / "model")
+    command = ["embed", str(tmp_path / "model"), str(pictures), "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "is a folder. Name a file with --out." in capsys.readouterr().err
+    assert main([*command, "--method", "mine.py:Mine"]) == 2
+    assert "--method would change nothing" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from PIL import Image
 
 from erg.apply import anomalies
 from erg.commands.anomalies import main, read_masks
+from erg.durable import Unwritable
 from erg.embeddings import Embeddings
 from erg.encoders import build_encoder, save_encoder
 from erg.train.fit import fit
@@ -109,8 +110,16 @@ def test_mistakes_are_told(run: Path, tiles: tuple[Path, Path], tmp_path: Path) 
         main([str(run), str(tiles[1]), "--stride", "4", *out])
     Embeddings(np.ones((3, 2)), np.arange(3)).save(tmp_path / "e.parquet")
     files = [str(tmp_path / "e.parquet")] * 2
-    with pytest.raises(ValueError, match="Leave out --normal, --label and --window"):
-        main([*files, "--window", "16", *out])
+    for option in (
+        ["--window", "16"], ["--stride", "8"], ["--masks", "mask"], ["--label", "label"],
+        ["--normal", "there"], ["--top", "32"], ["--method", "mine.py:Mine"],
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{option[0]} would change nothing: .* embeddings"):
+            main([*files, *option, *out])
+    with pytest.raises(ValueError, match=r"--method would change nothing: .* is no run folder"):
+        main([str(run / "encoder"), str(tiles[1]), "--method", "mine.py:Mine", *out])
+    with pytest.raises(Unwritable, match=r"e\.parquet cannot be written"):
+        main([*files, "--out", str(tmp_path / "e.parquet")])
 
 
 def test_judging_by_what_was_fitted_on_is_said(

@@ -8,6 +8,7 @@ import pytest
 from erg.apply import denoise
 from erg.commands.denoise import main
 from erg.data.audio import read_wav, resample, write_wav
+from erg.durable import Unwritable
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,15 @@ def test_a_file_is_denoised(folder: Path, tmp_path: Path, capsys) -> None:
         (["speech/1.wav", "--model", "speech"], "holds no model for erg denoise"),
         (["notes.txt", "--model", "model"], "no PCM WAV file"),
         (["speech/1.wav", "--model", "model", "--device", "abacus"], "no device 'abacus' here"),
-        (["speech/1.wav", "--model", "model", "--hold", "folder=a"], "takes a WAV file"),
+        (
+            ["speech/1.wav", "--model", "model", "--hold-noise", "folder=a", "--rate", "16000"],
+            "--hold-noise, --rate would change nothing: speech/1.wav is denoised by a model",
+        ),
+        (["speech/1.wav", "--model", "model", "--out", "a.png"], "spectrogram is written to a.png"),
+        (["speech/1.wav", "--model", "model", "--out", "a.PNG"], "spectrogram is written to a.png"),
+        (["speech/1.wav", "--model", "model", "--out", "model"], "model is a folder. Name a file"),
+        (["speech/1.wav", "--model", "model", "--out", "no/b.wav"], "there is no folder no"),
+        (["--audio", "speech", "--noise", "noise", "--seed", "-1"], "--seed should be at least 0"),
         (["--audio", "empty", "--noise", "noise"], "no .wav file"),
         (["--audio", "nowhere", "--noise", "noise"], "no file or folder"),
     ],
@@ -72,3 +81,17 @@ def test_a_mistake_is_said(folder: Path, monkeypatch, arguments: list[str], said
     (folder / "empty").mkdir(exist_ok=True)
     with pytest.raises(ValueError, match=said):
         main(arguments)
+    assert not [*folder.glob("a.*"), *folder.glob("model.*")]
+
+
+def test_where_the_model_goes_is_looked_at_before_it_learns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(denoise, "train_denoiser", never)
+    arguments = ["--audio", str(folder / "speech"), "--noise", str(folder / "noise")]
+    out = folder / "speech" / "1.wav"
+    with pytest.raises(Unwritable, match=r"1.wav cannot be written \(File exists\)"):
+        main([*arguments, "--out", str(out)])

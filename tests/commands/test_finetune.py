@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from erg.classifiers import load_classifier
+from erg.commands import finetune
 from erg.commands.finetune import main
+from erg.durable import Unwritable
 from erg.encoders import build_encoder, save_encoder
 from erg.train.fit import fit
 from erg.train.run import Run
@@ -94,3 +96,17 @@ def png(grey: int) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (16, 16), (grey, 9, 9)).save(out, "PNG")
     return out.getvalue()
+
+
+def test_what_cannot_be_is_said_before_anything_is_learned(encoder: Path, monkeypatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(finetune, "compared", never)
+    command = [str(encoder), "synthetic:120", *QUICK]
+    with pytest.raises(Unwritable, match=r"config.json cannot be written \(File exists\)"):
+        main([*command, "--out", str(encoder / "config.json")])
+    with pytest.raises(ValueError, match=r"--seed should be at least 0 \(got -1\)"):
+        main([*command, "--seed", "-1"])
+    with pytest.raises(ValueError, match=r"--method would change nothing: .* is no run folder"):
+        main([*command, "--method", "mine.py:Mine"])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from erg.apply import inpaint
 from erg.commands.inpaint import main
+from erg.durable import Unwritable
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask[10:20, 5:30] = 255
     Image.fromarray(mask).save(root / "mask.png")
     Image.fromarray(mask[:30]).save(root / "small.png")
+    Image.fromarray(mask // 255).save(root / "ones.png")
+    white = np.full_like(mask, 255)
+    Image.fromarray(np.dstack([white, white, white, mask])).save(root / "strokes.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inpaint, "BATCH", 2)
         arguments = ["--images", "synthetic:40", "--steps", "2", "--out", str(root / "model")]
@@ -61,8 +65,14 @@ def test_a_picture_is_restored_under_its_mask(folder: Path, tmp_path: Path) -> N
         (["--images", "synthetic:9", "--mask", "mask.png"], "takes a picture and --model"),
         (["a.png", "--model", "."], "holds no model for erg inpaint"),
         (["a.png", "--model", "model", "--mask", "small.png"], "51 x 30 pixels and the picture"),
+        (["a.png", "--model", "model", "--mask", "strokes.png"], "the mask is bright everywhere"),
+        (["a.png", "--model", "model", "--mask", "ones.png"], "the mask is bright nowhere. Write"),
+        (["a.png", "--model", "model", "--out", "model"], "model is a folder. Name a file"),
+        (["a.png", "--model", "model", "--out", "no/b.png"], "there is no folder no"),
+        (["--images", "synthetic:9", "--seed", "-1"], r"--seed should be at least 0 \(got -1\)"),
         (["a.png", "--model", "model", "--device", "abacus"], "no device 'abacus' here"),
         (["a.png", "--model", "model", "--test", "synthetic:9"], "takes a picture and --model"),
+        (["a.png", "--model", "model", "--size", "64"], "--size would change nothing: a.png"),
         (["--images", "nowhere"], "no file or folder"),
         (["--images", "synthetic:9", "--size", "20"], r"multiple of 8.*\(got 20\)"),
     ],
@@ -71,3 +81,14 @@ def test_a_mistake_is_said(folder: Path, monkeypatch, arguments: list[str], said
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=said):
         main(arguments)
+
+
+def test_where_the_model_goes_is_looked_at_before_it_learns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(inpaint, "train_inpainter", never)
+    with pytest.raises(Unwritable, match=r"a.png cannot be written \(File exists\)"):
+        main(["--images", "synthetic:9", "--out", str(folder / "a.png")])

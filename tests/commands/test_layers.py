@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from erg.apply import embed
 from erg.apply.layers import Layer
 from erg.commands.layers import curves, main
-from erg.data.synthetic import world
+from erg.data.scenes import world
 from erg.evaluate.intervals import Score
 from erg.train.fit import fit
 from erg.train.run import Run
@@ -56,7 +57,9 @@ def test_a_chart_of_probes_that_are_all_right_is_drawn() -> None:
         assert 46 <= float(circle.attrib["cy"]) <= 280
 
 
-def test_a_test_set_may_lack_classes_and_have_others(tmp_path: Path, capsys) -> None:
+def test_a_test_set_may_lack_classes_and_have_others(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = world(48, size=16).images
     for i, place in enumerate(["fit/a", "fit/b", "fit/c", "test/b", "test/c", "test/d"]):
         (tmp_path / place).mkdir(parents=True)
@@ -77,6 +80,12 @@ def test_a_test_set_may_lack_classes_and_have_others(tmp_path: Path, capsys) -> 
     with pytest.raises(ValueError, match="another ending"):
         main([str(folder), *test, "--out", str(tmp_path / "chart.json")])
     assert not (tmp_path / "chart.json").exists()
+    monkeypatch.setattr(embed, "open_for", None)  # nothing is opened for what cannot be written
+    for out, said in ((tmp_path, "is a folder"), (tmp_path / "no" / "a.svg", "there is no folder")):
+        with pytest.raises(ValueError, match=said):
+            main([str(folder), *test, "--out", str(out)])
+    with pytest.raises(ValueError, match="no run folder"):
+        main([str(tmp_path / "no"), *test])
 
 
 def test_without_labels_there_is_nothing_to_probe(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import erg
 from erg.cli import main
 from erg.commands.dry_run import dry_run
 from erg.commands.pretrain import look, python_of
+from erg.data.scenes import world
 from erg.data.source import DataError, open_source
-from erg.data.synthetic import world
 from erg.schedule import Cosine
 from erg.train.run import Optimiser, Run
 from erg.views.plan import Augmentation, Masking, Plan
@@ -58,6 +58,26 @@ def test_masks_are_taken_from_the_folder_that_is_named(photos: Path, capsys) -> 
     wrong = [str(photos), "--mask", "nowhere", "--method", "RELICv2", *QUICK]
     assert main(["pretrain", *wrong, "--out", str(photos.parent / "other")]) != 0
     assert "There is no folder of masks 'nowhere'" in "".join(capsys.readouterr())
+
+
+def test_a_dry_run_looks_at_masks(photos: Path, capsys) -> None:
+    masks = photos.parent / "masks"
+    small = ["--method.hidden", "8", "--method.dim", "4", "--method.background", "1"]
+    dry = ["pretrain", str(photos), "--dry-run", *SMALL, "--mask"]
+    (masks / "03.png").unlink()
+    (photos / "05.jpg").write_bytes(b"no image")
+    assert main([*dry, str(masks), "--method", "RELICv2", *small]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "38 of 39 images have masks, which keep 52% of them" in said
+    assert "minutes in all." in said
+    assert main([*dry, "nowhere", "--method", "RELICv2", *small]) == 3
+    assert "There is no folder of masks 'nowhere'" in capsys.readouterr().err
+    assert main([*dry, str(masks), "--method", "SimCLR"]) == 2
+    assert "no view of SimCLR is made with masks" in capsys.readouterr().err
+    for i in range(40):
+        Image.new("L", (24, 24), 1).save(masks / f"{i:02d}.png")
+    assert main([*dry, str(masks), "--method", "RELICv2", *small]) == 3
+    assert "the masks are black" in capsys.readouterr().err
 
 
 def test_a_resumed_run_is_judged_by_its_labels_and_may_be_changed_where_that_is_said(

@@ -78,6 +78,17 @@ def test_numbers_are_not_written_over_the_picture(tmp_path: Path) -> None:
             main([str(tmp_path / "vectors.parquet"), "--out", str(tmp_path / name)])
 
 
+def test_what_cannot_be_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    for option, said in (
+        (["--out", str(tmp_path)], "is a folder. Name a file"),
+        (["--out", "."], "is a folder. Name a file"),
+        (["--out", str(tmp_path / "no" / "maps.png")], "there is no folder"),
+        (["--seed", "-1"], "--seed should be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            main([str(tmp_path / "vectors.parquet"), *option])
+
+
 def test_an_autoencoder_of_two_units_maps_a_plane_to_itself() -> None:
     random = np.random.default_rng(0)
     flat = random.normal(size=(300, 2))

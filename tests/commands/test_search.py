@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,12 @@ def test_mistakes_are_told(digits: Path, tmp_path: Path) -> None:
         main([vectors, str(digits / "nought.png"), "--model", str(tmp_path)])
     with pytest.raises(ValueError, match="got --k 0"):
         main([vectors, "3", "--k", "0"])
+    with pytest.raises(ValueError, match="--method would change nothing: without --model"):
+        main([vectors, "3", "--method", "mine.py:Mine"])
+    with pytest.raises(ValueError, match=r"--method would change nothing: .* is no run folder"):
+        main([vectors, "3", "--model", str(tmp_path), "--method", "mine.py:Mine"])
+    with pytest.raises(ValueError, match="there is no folder"):
+        main([vectors, "3", "--out", str(tmp_path / "no" / "found.json")])
     with pytest.raises(ValueError, match="--bits -8"):
         main([vectors, "3", "--bits", "-8"])
     with pytest.raises(ValueError, match="--by jaccard compares codes"):
@@ -94,3 +101,16 @@ def test_mistakes_are_told(digits: Path, tmp_path: Path) -> None:
     Embeddings(bits, np.arange(9)).save(tmp_path / "codes.parquet")
     with pytest.raises(ValueError, match="codes already, here of 70 bits"):
         main([str(tmp_path / "codes.parquet"), "3", "--bits", "32"])
+
+
+def test_names_that_cannot_be_shown_are_escaped(tmp_path: Path, monkeypatch) -> None:
+    vectors = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    paths = ["a.png", "\u56fe.png", "b.png"]
+    Embeddings(vectors, np.arange(3), paths=paths).save(tmp_path / "e.parquet")
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    out = tmp_path / "found.json"
+    assert main([str(tmp_path / "e.parquet"), "0", "--out", str(out)]) == 0
+    assert b"\\u56fe.png" in shown.getvalue()
+    found = json.loads(out.read_text())["queries"][0]["found"]
+    assert {each["path"] for each in found} == {"\u56fe.png", "b.png"}

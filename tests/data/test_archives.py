@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erg.data.decode import UnreadableImage
+from erg.data.archives import Index, Member
+from erg.data.manifest import Manifest, look_at
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, Source, open_source
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 9, 11, 3), dtype=np.uint8)
@@ -308,3 +310,109 @@ def test_labels_that_cannot_be_read_are_none(tmp_path: Path) -> None:
         tar.addfile(info, io.BytesIO(png()))
     source = open_source(path, label="kind")
     assert labels(source) == [None] * len(bad) + ["good", None]
+
+
+# Hostile headers -------------------------------------------------------------------------------
+
+MINUS_512 = b"\xff" * 10 + b"\xfe\x00"
+
+
+def header(name: str, size: bytes = b"0" * 11, kind: bytes = b"0", **more: bytes) -> bytes:
+    """A header of a tar, written here: the standard library would refuse to write such ones."""
+    block = bytearray(512)
+    fields = {0: name.encode(), 100: b"0000644\0", 124: size, 156: kind, 257: b"ustar\x0000"}
+    fields |= {148: b" " * 8} | {int(place[1:]): content for place, content in more.items()}
+    for place, content in fields.items():
+        block[place : place + len(content)] = content
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(record: bytes) -> bytes:
+    return header("pax", b"%011o" % len(record), b"x") + record.ljust(512, b"\0")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "member",
+    [
+        header("b.jpg", MINUS_512),
+        pax(b"14 size=-1536\n") + header("b.jpg"),
+        header("b.jpg", MINUS_512, b"S", _483=b"00000001000\0"),
+        header("b.jpg", b"\xff" * 12),
+    ],
+    ids=["itself", "pax", "sparse", "minus one"],
+)
+def test_a_tar_that_leads_back_is_refused(tmp_path: Path, member: bytes) -> None:
+    (tmp_path / "x.tar").write_bytes(header("a.jpg") + member + bytes(1024))
+    with pytest.raises(DataError, match=r"can be read \(a member has a negative size\)"):
+        open_source(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [header("a.jpg", kind=b"S", _482=b"\1"), header("a.jpg", kind=b"L") * 400],
+    ids=["sparse", "long names"],
+)
+def test_headers_the_standard_library_stumbles_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.tar is no archive that can be read"):
+        open_source(tmp_path / "x.tar")
+
+
+def test_a_link_may_claim_any_size(tmp_path: Path) -> None:
+    link = header("b.png", b"\x80" + b"\xff" * 11, b"2")
+    (tmp_path / "x.tar").write_bytes(header("a.png") + link + bytes(1024))
+    with pytest.raises(UnreadableImage, match="It is a link"):
+        open_source(tmp_path / "x.tar").item(1)
+
+
+@pytest.mark.parametrize("harm", ["negative", "header_offset", "file_size", "compress_size"])
+def test_members_outside_a_zip_are_refused_one_by_one(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(2):
+            archive.writestr(f"{i}.png", png(i))
+        if harm != "negative":
+            setattr(archive.filelist[1], harm, (1 << 63) + 5)
+    if harm == "negative":
+        data = bytearray(path.read_bytes())
+        end = data.rindex(b"PK\5\6") + 16
+        start = struct.unpack_from("<I", data, end)[0]
+        struct.pack_into("<I", data, end, start + 20)  # so that the first one begins at -20
+        path.write_bytes(data)
+    source = open_source(path)
+    with pytest.raises(UnreadableImage, match="lies outside the archive"):
+        source.item(harm != "negative")
+    manifest = Manifest.of([row for row, _ in look_at(source)])
+    manifest.save(tmp_path / "m.parquet")
+    assert Manifest.load(tmp_path / "m.parquet").paths == ["0.png", "1.png"]
+    if harm != "negative":
+        np.testing.assert_array_equal(source.read(0), RGB[0])
+
+
+@pytest.mark.timeout(8)
+def test_as_many_reasons_as_members() -> None:
+    index = Index()
+    index.append([Member(f"{i}", 0, 0, 0, refused=f"method {i % 65_535}") for i in range(1 << 16)])
+    assert index[40_000].refused == "method 40000"
+    assert index[65_535] == Member("65535", 0, 0, 0, refused="method 0")
+
+
+def test_many_shards_raise_the_limit_of_open_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(100):
+        packed(tmp_path / f"{i:02d}.tar", {"a.png": png(i % 4)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(map(int, os.listdir("/dev/fd"))) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    try:
+        source = open_source(tmp_path)
+        np.testing.assert_array_equal(source.read(99), RGB[3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    with pytest.raises(DataError, match="needs 100 open files, and this system allows 64"):
+        open_source(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from erg.data import arrays
 from erg.data.cache import open_vectors
-from erg.data.decode import UnreadableImage
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, open_source
 
 RGB = np.random.default_rng(0).integers(0, 256, (10, 9, 11, 3), dtype=np.uint8)
@@ -119,6 +119,12 @@ def test_texts_are_cut_into_sequences_of_bytes(tmp_path: Path) -> None:
 def test_arrays_that_are_no_images(array: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_source(array)
+
+
+def test_rows_longer_than_a_manifest_may_say() -> None:
+    for kind in (np.float32, np.int64):
+        with pytest.raises(DataError, match="Give rows of at most 64,000,000 numbers"):
+            open_source(np.broadcast_to(kind(0), (2, 64_000_001)))
 
 
 def test_array_with_labels_asked_for() -> None:

@@ -199,6 +199,26 @@ def test_clips_of_a_folder(tmp_path: Path) -> None:
     assert held.names == ["bob/1.wav"]
 
 
+def test_links_out_of_a_folder_and_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("a/1.wav", "a/2.wav", "b/1.wav", ".trash/3.wav", "../secret/s.wav"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_wav(root / name, tone(), 8000)
+    (root / "a" / "link.wav").symlink_to(tmp_path / "secret" / "s.wav")
+    train, held = open_clips(root, rate=8000, hold="folder=b")
+    assert train.names == ["a/1.wav", "a/2.wav"]
+    assert held.names == ["b/1.wav"]
+    assert not train.skipped
+
+
+def test_each_clip_is_read_once(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    plain = audio._bytes
+    monkeypatch.setattr(audio, "_bytes", lambda source, i: (reads.append(i), plain(source, i))[1])
+    open_clips(table, rate=8000)
+    assert reads == list(range(11))
+
+
 def test_clips_shorter_than_a_frame_are_left_out(tmp_path: Path) -> None:
     """25 ms hold no segment of 32 ms, by which what is held out is judged."""
     for i in range(9):

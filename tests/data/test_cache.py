@@ -1,12 +1,14 @@
 """Cache and Stream give the pixels that reading gives; a cache file is reused only when sound."""
 
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, PngImagePlugin
 
 from erg.data import cache as module
 from erg.data import stream
@@ -284,10 +286,75 @@ def test_a_full_disk_is_said(source: Counting, tmp_path: Path) -> None:
             writer.append(0, np.zeros((10, 10, 3), np.uint8))
 
 
-def test_budgets(tmp_path: Path) -> None:
+def test_a_full_disk_is_said_although_closing_fails_too(tmp_path: Path) -> None:
+    """Small images wait in a buffer, which is flushed once more when the file is closed."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    image = np.zeros((22, 22, 3), np.uint8)
+
+    def fill(budget: int, images: int) -> None:
+        with module._Writer(tmp_path / "pixels", budget) as writer:
+            assert writer.stream is not None
+            writer.stream.close()
+            writer.stream = open("/dev/full", "wb")  # noqa: SIM115
+            for i in range(images):
+                writer.append(i, image)
+
+    with pytest.raises(DataError, match=r"the disk of .*pixels is full"):
+        fill(1 << 40, 9)
+    fill(2 * image.size, 3)  # more than the budget
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_uses_its_cache_on_a_disk_that_it_filled(
+    source: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, file = build_manifest(source), tmp_path / "pixels"
+    disk = int(3.6 * module._total(manifest, None))
+
+    def usage(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=disk - (file.stat().st_size if file.exists() else 0))
+
+    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    assert isinstance(open_images(source, file=file)[1], Cache)
+    source.reads = [0] * 14
+    assert isinstance(open_images(source, file=file, manifest=manifest)[1], Cache)
+    assert source.reads == [0] * 14
+
+
+def test_nothing_is_decoded_for_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for the EXIF that may stand at the end of a PNG."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    source = open_source(tmp_path)
+    decoded: list[Any] = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded.append)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded.append)
+    assert module._estimate(source, 15) == 3 * 20 * 15
+    assert decoded == []
+
+
+def test_vectors_are_held_once() -> None:
+    source = open_source(np.ones((400, 2500), np.float32))
+    tracemalloc.start()
+    try:
+        _, vectors = open_vectors(source)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert vectors.nbytes == 4_000_000
+    assert most < 6_500_000
+
+
+def test_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 << 20 < free_memory() < 1 << 50
     assert default_budget(None) == pytest.approx(free_memory() / 3, rel=0.5)
     assert default_budget(tmp_path / "not" / "there" / "yet") > 0
+    monkeypatch.setattr(module, "free_memory", lambda: 12)
+    assert default_budget(None) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # as torchrun says it
+    assert default_budget(None) == 1
 
 
 def test_estimate_is_close(source: Counting) -> None:

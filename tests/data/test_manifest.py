@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from erg.data.decode import UnreadableImage
 from erg.data.files import Files
 from erg.data.manifest import Manifest, Row, build_manifest, whole_file
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, Item, Source, open_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

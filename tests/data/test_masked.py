@@ -105,3 +105,19 @@ def test_masks_of_which_none_can_serve_are_refused(
     manifest, images = open_images(source)
     with pytest.raises(DataError, match=words):
         open_masks(images, manifest, masks_of(source, str(tmp_path / "other")))
+
+
+def test_a_mask_that_is_a_link_out_of_its_folder_is_not_read(
+    source: Counting, tmp_path: Path
+) -> None:
+    root = tmp_path / "masks"
+    root.mkdir()
+    for i in range(2):
+        Image.new("L", (50 - 2 * i, 20 + i), 200).save(tmp_path / f"mask{i}.png")
+    (tmp_path / "mask0.png").rename(root / "00.png")
+    (root / source.path(1)).symlink_to(tmp_path / "mask1.png")
+    masks = masks_of(source, str(root))
+    assert masks.describe().endswith("of 1 of 14 images")
+    assert masks.read(0).max() == 200
+    with pytest.raises(FileNotFoundError):
+        masks.item(1)

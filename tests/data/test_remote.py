@@ -17,7 +17,7 @@ from PIL import Image
 
 from erg.data import cache
 from erg.data.archives import Archives, Index, Member
-from erg.data.decode import UnreadableImage
+from erg.data.opening import UnreadableImage
 from erg.data.places import Remote
 from erg.data.remote import Objects
 from erg.data.source import DataError, Source, open_source
@@ -246,7 +246,7 @@ def test_a_run_on_a_stream_of_shards_resumes_exactly(
 ) -> None:
     """Nothing is kept decoded; from a store and from a folder the same bits come out."""
     monkeypatch.setattr(cache, "default_budget", lambda _: 0)
-    from erg.data.synthetic import world
+    from erg.data.scenes import world
 
     root = tmp_path / "shards"
     root.mkdir()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from erg.data.decode import UnreadableImage
 from erg.data.masked import masks_of
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, Source, open_source, printable
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 9, 11, 3), dtype=np.uint8)
@@ -121,6 +121,18 @@ def test_links(tmp_path: Path) -> None:
     assert followed == [
         "folder/o.png", "inside.png", "near.png", "out.png", "real/r.png", "self.png",
     ]  # fmt: skip
+
+
+def test_each_folder_is_entered_once_whatever_leads_to_it(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    save(root / "a.png")
+    save(root / "b" / "c.png")
+    save(outside / "d" / "e.png")
+    (root / "up").symlink_to(tmp_path)
+    (root / "x").symlink_to(outside / "d")
+    (root / "z").symlink_to(outside)
+    found = names(open_source(root, follow_links=True))
+    assert found == ["a.png", "b/c.png", "up/outside/d/e.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
@@ -251,6 +263,30 @@ def test_torchvision_and_tensors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read(1), RGB[2])
     tensor = open_source(torch.from_numpy(RGB).permute(0, 3, 1, 2))
     np.testing.assert_array_equal(tensor.read(3), RGB[3])
+
+
+def test_labels_of_data_sets() -> None:
+    both = np.array([1, 2])
+    given = [None, np.int64(1), torch.tensor(0), -1, "x", 7, both, float("nan"), ""]
+
+    class Few(list[Any]):
+        classes = ["cat", "dog"]
+
+    pairs = [(RGB[0], label) for label in given]
+    source = open_source(Few(pairs), label="class")
+    wanted = [None, "dog", "cat", None, "x", "7", "[1 2]", None, None]
+    assert [source.label(i) for i in range(len(given))] == wanted
+    bare = open_source(pairs, label="class")
+    wanted = [None, "1", "0", "-1", "x", "7", "[1 2]", None, None]
+    assert [bare.label(i) for i in range(len(given))] == wanted
+
+
+@pytest.mark.parametrize("how", ["array", "list", "pillow"])
+def test_arrays_have_the_limit_of_files(how: str) -> None:
+    grey = np.broadcast_to(np.uint8(0), (1, 8001, 8000))  # takes one byte
+    data: Any = {"array": grey, "list": [grey[0]], "pillow": [Image.new("L", (8000, 8001))]}[how]
+    with pytest.raises(UnreadableImage, match="8,000 x 8,001 pixels are more than the limit"):
+        open_source(data).read(0)
 
 
 def test_list_of_pil_images() -> None:

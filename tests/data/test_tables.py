@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from erg.data import tables
-from erg.data.decode import UnreadableImage
 from erg.data.masked import masks_of
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, open_source
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -151,3 +151,103 @@ def test_mnist() -> None:
         expected = Image.open(io.BytesIO(table["image"][i].as_py())).convert("RGB")
         np.testing.assert_array_equal(source.read(i), np.asarray(expected))
         assert source.label(i) == str(table["label"][i].as_py())
+
+
+def test_a_refused_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(write(tmp_path / "a.parquet", {"image": ENCODED}))
+    assert isinstance(source, tables.Parquet)
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 1)
+    reads: list[int] = []
+    read = source._read_group
+    monkeypatch.setattr(source, "_read_group", lambda t, g: (reads.append(g), read(t, g))[1])
+    for i in (0, 1, 2, 0, 1):
+        with pytest.raises(UnreadableImage, match="fewer rows a group"):
+            source.item(i)
+    assert reads == [0]
+
+
+def test_images_are_weighed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One large image, which the file holds once, in many rows."""
+    large = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), [bytes(1 << 20)])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": large.cast(pa.binary())}), path)
+    assert path.stat().st_size < 2 << 20
+    source = open_source(path)
+    assert isinstance(source, tables.Parquet)
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 5 << 19)
+    table = source.tables[0].parquet
+    read = table.iter_batches
+    rows: list[int] = []
+
+    def spied(*args: Any, **options: Any) -> Any:
+        for batch in read(*args, **options):
+            rows.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(table, "iter_batches", spied)
+    with pytest.raises(UnreadableImage, match="fewer rows a group"):
+        source.item(0)
+    assert sum(rows) == 3
+
+
+def test_a_row_group_of_thousands_of_rows(tmp_path: Path) -> None:
+    images = [b"%d" % i if i % 7 else None for i in range(2500)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    for i in range(2500):
+        if i % 7:
+            assert source.item(i) == images[i]
+    with pytest.raises(UnreadableImage, match="no image in this row"):
+        source.item(2492)
+
+
+def test_room_is_made_before_a_row_group_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"image": [{"bytes": data, "path": None} for data in ENCODED], "imaged": ENCODED}
+    source = open_source(write(tmp_path / "a.parquet", columns))
+    assert isinstance(source, tables.Parquet)
+    assert sum(map(len, ENCODED[:3])) <= source._claimed(0, 0) < 2 * sum(map(len, ENCODED[:3]))
+    monkeypatch.setattr(tables, "_HELD_BYTES", 1)
+    held: list[int] = []
+    read = source._read_group
+    monkeypatch.setattr(
+        source, "_read_group", lambda t, g: (held.append(len(source.held)), read(t, g))[1]
+    )
+    for i in (0, 4, 8):
+        assert source.item(i) == ENCODED[i]
+    assert held == [0, 0, 0]
+
+
+def test_each_table_has_its_own_names_of_labels(tmp_path: Path) -> None:
+    for part, names in (("a", ["cat", "dog"]), ("b", ["dog", "cat"])):
+        columns = {"image": ENCODED[:2], "label": [0, 1]}
+        write(tmp_path / f"{part}.parquet", columns, {"label_names": json.dumps(names)})
+    source = open_source(tmp_path, label="label")
+    assert [source.label(i) for i in range(4)] == ["cat", "dog", "dog", "cat"]
+
+
+def test_what_stands_for_no_label_is_none(tmp_path: Path) -> None:
+    columns = {
+        "image": ENCODED[:3], "text": ["cat", "", None], "number": [1.5, float("nan"), None],
+        "code": [1, -1, None],
+    }  # fmt: skip
+    path = write(tmp_path / "a.parquet", columns, {"code_names": json.dumps(["a", "b"])})
+    bare = write(tmp_path / "b.parquet", columns)
+    for file, label, wanted in (
+        (path, "text", ["cat", None, None]),
+        (path, "number", ["1.5", None, None]),
+        (path, "code", ["b", None, None]),
+        (bare, "code", ["1", "-1", None]),
+    ):
+        source = open_source(file, label=label)
+        assert [source.label(i) for i in range(3)] == wanted
+
+
+def test_labels_beyond_what_python_counts(tmp_path: Path) -> None:
+    times = pa.array([2**60] * 10).view(pa.timestamp("ms"))
+    days = pa.array([2**31 - 1] * 10, pa.int32()).view(pa.date32())
+    for label in (times, days):
+        path = write(tmp_path / "a.parquet", {"image": ENCODED, "label": label})
+        with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet"):
+            open_source(path, label="label")

@@ -15,6 +15,7 @@ from erg import durable
 from erg.durable import (
     NoSpace,
     Unwritable,
+    check_place,
     open_regular,
     sweep,
     whole_file,
@@ -171,3 +172,13 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(OLD)
     with open_regular(tmp_path / "file") as stream:
         assert stream.read() == OLD
+
+
+def test_a_place_is_looked_at_before_a_file_is_made(tmp_path: Path) -> None:
+    check_place(tmp_path / "a")
+    for place, said in ((tmp_path, "is a folder"), (tmp_path / "no" / "a", "there is no folder")):
+        with pytest.raises(ValueError, match=said):
+            check_place(place)
+    with pytest.raises(Unwritable, match=r"is a folder\. Name a file\.") as failed:
+        write_atomically(tmp_path, NEW)
+    assert failed.value.errno == errno.EISDIR

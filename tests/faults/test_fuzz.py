@@ -25,17 +25,18 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from erg.data.decode import UnreadableImage, load_rgb
+from erg.data.decode import load_rgb
 from erg.data.manifest import Manifest, build_manifest
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, open_source
 from erg.embeddings import Embeddings
 from erg.schedule import Cosine
 from erg.train.checkpoint import load_checkpoint, save_checkpoint
 from erg.train.folder import RunFolder
 from erg.train.run import Run
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import SIMCLR, Augmentation, Masking, Plan
-from erg.views.render import make_views
 from tests.faults.forks import scaled
 from tests.train.test_training import a_run
 

@@ -12,10 +12,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from erg import catalog
 from erg.train.checkpoint import load_checkpoint
@@ -24,6 +26,18 @@ from tests.faults.forks import POINTS, Parent, scaled
 Tally = Callable[[str, int], None]
 STEPS = 6  # of `a_run`
 KILLS = 3
+
+
+class Sittings(NamedTuple):
+    """Of a run that was killed again and again.
+
+    Args:
+        started: steps it had saved each time it started.
+        kills: how often it was killed; where it had ended before, there was nothing to kill.
+    """
+
+    started: list[int]
+    kills: int
 
 
 def content(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], bytes]:
@@ -41,10 +55,10 @@ def events(folder: Path) -> int:
 
 
 def killed_and_resumed(
-    parent: Parent, method: str, folder: Path, threads: int, chance: random.Random
-) -> list[int]:
-    """Steps that a run, killed again and again, had saved each time it started."""
-    started: list[int] = []
+    parent: Parent, method: str, folder: Path, threads: int, chance: random.Random, least: int
+) -> Sittings:
+    """Where no event is waited for (`least` = 0), it may be killed while it starts."""
+    started, kills = list[int](), 0
     for sitting in range(KILLS + 1):
         saved = sorted((folder / "checkpoints").glob("step_*.safetensors"))
         started.append(int(saved[-1].stem.removeprefix("step_")) if saved else 0)
@@ -52,28 +66,33 @@ def killed_and_resumed(
         if sitting == KILLS:
             assert child.wait() == 0, parent.log.read_text()[-3000:]
             break
-        wanted = events(folder) + chance.randint(1, 2)
+        more = chance.randint(least, 2)
+        wanted = events(folder) + more
         until = time.monotonic() + 60
         while events(folder) < wanted and time.monotonic() < until and not finished(folder):
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, 0.03 if more else 0.1))
         child.kill(signal.SIGKILL)
-        assert child.wait() in (0, -signal.SIGKILL), parent.log.read_text()[-3000:]
-    return started
+        code = child.wait()
+        assert code in (0, -signal.SIGKILL), parent.log.read_text()[-3000:]
+        kills += code == -signal.SIGKILL
+    return Sittings(started, kills)
 
 
 def finished(folder: Path) -> bool:
     return (folder / "checkpoints" / f"step_{STEPS:09d}.safetensors").exists()
 
 
-def compare(parent: Parent, method: str, tmp_path: Path, threads: int, seed: int) -> list[int]:
+def compare(
+    parent: Parent, method: str, tmp_path: Path, threads: int, seed: int, least: int = 0
+) -> Sittings:
     through, killed = tmp_path / f"through-{threads}", tmp_path / f"killed-{threads}-{seed}"
     if not through.exists():
         child = parent.fork("train", method=method, folder=str(through), threads=0)
         assert child.wait() == 0, parent.log.read_text()[-3000:]
     # A text as seed: the numbers are the same in every process and version.
     chance = random.Random(f"{method} {threads} {seed}")
-    started = killed_and_resumed(parent, method, killed, threads, chance)
+    sittings = killed_and_resumed(parent, method, killed, threads, chance, least)
     (mine, about, log), (wanted, wanted_about, wanted_log) = content(killed), content(through)
     assert about == wanted_about
     assert log == wanted_log
@@ -90,14 +109,14 @@ def compare(parent: Parent, method: str, tmp_path: Path, threads: int, seed: int
     # Three where the last kill fell between saving the last one and dropping an old one.
     assert kept == whole
     assert len(kept) in (4, 6)
-    return started
+    return sittings
 
 
 @pytest.mark.parametrize(("method", "threads"), [("BYOL", 0), ("SwAV", 3)])
 def test_killed_runs_end_bit_equal(
     method: str, threads: int, parent: Parent, tmp_path: Path
 ) -> None:
-    started = compare(parent, method, tmp_path, threads, 0)
+    started = compare(parent, method, tmp_path, threads, 0, least=1).started
     assert any(0 < step < STEPS for step in started), f"no kill fell inside the run: {started}"
 
 
@@ -111,10 +130,61 @@ def test_every_method_ends_bit_equal(
     started: list[list[int]] = []
     for seed in range(scaled(3)):
         for threads in (0, 3):
-            started.append(compare(parent, method, tmp_path, threads, seed))
-            tally("kills of runs that then ended bit-equal", KILLS)
+            sittings = compare(parent, method, tmp_path, threads, seed)
+            started.append(sittings.started)
+            tally("kills of runs that then ended bit-equal", sittings.kills)
     inside = sum(0 < step < STEPS for steps in started for step in steps)
     assert inside >= len(started) // 2, f"nearly no kill fell inside a run: {started}"
+
+
+SMALL = ["--encoder", "conv", "--image-size", "16", "--batch", "24", "--steps", "6", "--no-report"]
+
+
+def command_killed(parent: Parent, folder: Path, chance: random.Random) -> int:
+    """The whole command, killed while it looks at data, starts, trains, saves or ends."""
+    kills = 0
+    for sitting in range(KILLS + 1):
+        begun = (folder / "run.json").exists()
+        arguments = ["--resume", str(folder), "--no-report"]
+        if not begun:
+            arguments = ["synthetic:120", *SMALL, "--out", str(folder)]
+        child = parent.fork("command", arguments=["pretrain", *arguments])
+        if sitting < KILLS:
+            time.sleep(chance.uniform(0, 1.5))
+            child.kill(signal.SIGKILL)
+        code = child.wait()
+        killed = sitting < KILLS and code == -signal.SIGKILL
+        assert code == 0 or killed, parent.log.read_text()[-3000:]
+        kills += killed
+    return kills
+
+
+def compare_commands(parent: Parent, tmp_path: Path, seeds: int) -> int:
+    through = tmp_path / "through"
+    arguments = ["pretrain", "synthetic:120", *SMALL, "--out", str(through)]
+    assert parent.fork("command", arguments=arguments).wait() == 0, parent.log.read_text()[-3000:]
+    kills = 0
+    for seed in range(seeds):
+        folder = tmp_path / str(seed)
+        kills += command_killed(parent, folder, random.Random(f"command {seed}"))
+        for name in ("encoder", "encoder_start"):
+            mine, wanted = (load_file(f / name / "model.safetensors") for f in (folder, through))
+            assert mine.keys() == wanted.keys()
+            assert all(torch.equal(mine[key], wanted[key]) for key in wanted)
+        for name in ("events.jsonl", "pictures/energies.json"):
+            assert (folder / name).read_bytes() == (through / name).read_bytes(), name
+        assert {p.name for p in folder.iterdir()} == {p.name for p in through.iterdir()}
+    return kills
+
+
+def test_a_killed_command_ends_bit_equal(parent: Parent, tmp_path: Path) -> None:
+    assert compare_commands(parent, tmp_path, 1) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_commands_end_bit_equal_often(parent: Parent, tmp_path: Path, tally: Tally) -> None:
+    tally("kills of commands that then ended bit-equal", compare_commands(parent, tmp_path, 20))
 
 
 # Inside the window of saving -------------------------------------------------------------------

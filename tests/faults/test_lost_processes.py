@@ -22,6 +22,7 @@ def child(how: str, out: Path, second: int) -> int:
     """What each of two processes does; the second meets with an accident in the fourth step.
 
     "asked": the second is dead when the first is asked to stop, which still counts on it then.
+    "second asked": it alone is asked to stop, and the first stops with it.
     """
     import torch
 
@@ -39,7 +40,8 @@ def child(how: str, out: Path, second: int) -> int:
             (out.parent / "since").write_text(str(time.time()))
             if how == "fails":
                 raise Diverged("the second process saw a number that is not finite.")
-            os.kill(os.getpid(), signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
+            numbers = {"hangs": signal.SIGSTOP, "second asked": signal.SIGTERM}
+            os.kill(os.getpid(), numbers.get(how, signal.SIGKILL))
         if len(done) == 4 and how == "asked":
             os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -47,8 +49,25 @@ def child(how: str, out: Path, second: int) -> int:
         return step(*given)
 
     Loop.step = accident
-    Run.build = lambda self, *given: build(often(self), *given)
+    Run.build = lambda self, *given, **named: build(often(self), *given, **named)
     return main(["pretrain", "synthetic:120", "--steps", "6", "--out", str(out), *SMALL])
+
+
+def test_a_signal_to_the_second_alone_stops_both(tmp_path: Path, parent: Parent) -> None:
+    first = parent.fork("pair", how="second asked", folder=str(tmp_path), port=free_port()).wait()
+    assert (first, (tmp_path / "second").read_text()) == (0, "0")
+    assert (tmp_path / "code").read_text() == "75"
+    said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
+    assert "stopped after step 4, saved and resumable" in said[0]
+    assert "erg:" not in said[1]
+    saved = sorted(file.name for file in (tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    assert saved[-1] == "step_000000004.safetensors"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def often(run):
@@ -83,10 +102,7 @@ def pair(how: str, folder: str, port: int) -> int:
 def test_the_others_end_in_time_and_the_run_goes_on(
     how: str, tmp_path: Path, parent: Parent, capsys
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    first = parent.fork("pair", how=how, folder=str(tmp_path), port=port).wait()
+    first = parent.fork("pair", how=how, folder=str(tmp_path), port=free_port()).wait()
     told = {name: (tmp_path / name).read_text() for name in ("said-0", "said-1", "second")}
     said, others, second = told["said-0"], told["said-1"], int(told["second"])
     since, ended = (float((tmp_path / name).read_text()) for name in ("since", "ended"))

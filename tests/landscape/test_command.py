@@ -34,6 +34,27 @@ def test_options_reach_the_figure(tmp_path: Path) -> None:
         main(["wells", "--world", "moons"])
 
 
+def test_what_cannot_be_is_said_before_anything_is_drawn(tmp_path: Path, monkeypatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was computed")
+
+    monkeypatch.setattr(landscape, "compute", never)
+    for option in (
+        ["--out", "a.png"], ["--theme", "light"], ["--seed", "0"], ["--method", "KMeans"],
+        ["--world", "moons"], ["--data", "there"], ["--label", "label"], ["--dpi", "160"],
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{option[0]} would change nothing: without a name"):
+            main(option)
+    for option, said in (
+        (["--out", str(tmp_path)], "is a folder"),
+        (["--out", str(tmp_path / "no" / "a.png")], "there is no folder"),
+        (["--seed", "-1"], "--seed should be at least 0"),
+        (["--label", "label"], "--label would change nothing: without --data"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            main(["wells", *option])
+
+
 def test_every_figure_is_found_and_told_of() -> None:
     page = Path(__file__).parents[2] / "docs" / "landscape.md"
     told = page.read_text()

@@ -13,8 +13,8 @@ from erg.encoders import TokenTransformer, build_encoder
 from erg.methods.bert import BERT
 from erg.train.optim import build_optimiser
 from erg.train.run import Optimiser
+from erg.views.make import make_tokens
 from erg.views.plan import Masking
-from erg.views.render import make_tokens
 from erg.views.types import Mask, View, Views
 
 SMALL: dict[str, Any] = {"vocabulary": 7, "width": 8, "depth": 2, "heads": 2}

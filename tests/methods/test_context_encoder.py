@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused() -> None:
         a_method(hole=0.1, border=0.05)
     with pytest.raises(ValueError, match="8 squares do not fill an image of 36 pixels"):
         ContextEncoder(build_encoder("conv", 36, width=8, stages=2), region="random")
-    with pytest.raises(ValueError, match="need views with masks"):
+    with pytest.raises(ValueError, match="ContextEncoder needs views with masks"):
         a_method(region="random").energy(a_view(), a_view())
 
 

@@ -1,4 +1,4 @@
-"""DINOv2: KoLeo's golden numbers, iBOT without the parts it adds, a loop over balanced patches."""
+"""DINOv2: golden numbers of KoLeo and Gram, iBOT without what it adds, loops over patches."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from erg.encoders import build_encoder
-from erg.methods.dinov2 import DINOv2, crowding
+from erg.methods.dinov2 import DINOv2, crowding, gram_distance
 from erg.methods.ibot import IBOT
 from erg.schedule import Constant
 from erg.testing import check_method
@@ -219,6 +219,54 @@ def test_frozen_and_followers() -> None:
             assert torch.allclose(now, (was + fast) / 2, atol=1e-14)
 
 
+def test_gram_distance_is_golden(golden) -> None:
+    x, y = (golden.array(name).reshape(3, 4, 3) for name in ("FS", "FG"))
+    assert golden.agrees("Gram distance", gram_distance(x, y).mean())
+
+
+def test_gram_distance_is_the_loop_over_pairs_of_patches_of_an_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, d, generator=generator, dtype=torch.float64) for d in (4, 5))
+
+    def cosine(a: Tensor, b: Tensor) -> float:
+        a, b = a.tolist(), b.tolist()
+        inner = sum(u * v for u, v in zip(a, b, strict=True))
+        return inner / math.sqrt(sum(u * u for u in a) * sum(v * v for v in b))
+
+    pairs = [(i, j) for i in range(3) for j in range(3)]
+    for found, s, t in zip(gram_distance(x, y), x, y, strict=True):
+        wanted = sum((cosine(s[i], s[j]) - cosine(t[i], t[j])) ** 2 for i, j in pairs) / 9
+        assert found.item() == pytest.approx(wanted, rel=1e-12)
+    flat = x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: gram_distance(x, y), flat)
+
+
+def test_patches_are_held_to_the_teacher_as_it_was() -> None:
+    method, batch = a_method(gram=0.7, gram_from=0.5, momentum=Constant(0.5)), views(8)
+    without = a_method(momentum=Constant(0.5))
+    assert "gram" not in method.loss(batch, 0.4).pull
+    method.after_step(0.4)
+    kept = [p.clone() for p in method.teacher.parameters()]
+    method.after_step(0.5)
+    pairs = list(zip(method.anchor.parameters(), kept, method.teacher.parameters(), strict=True))
+    assert all(torch.equal(anchor, then) for anchor, then, _ in pairs)
+    assert any(not torch.equal(then, now) for _, then, now in pairs)
+    loss = method.loss(batch, 0.6)
+    wanted = []
+    for view in batch.main:
+        assert view.mask is not None
+        _, tokens = method.encoder.masked(view.data, view.mask, method.blank)
+        _, anchors = method.anchor.network.with_tokens(view.data)
+        wanted.append(gram_distance(tokens, anchors))
+    assert loss.pull["gram"].item() == pytest.approx(0.7 * torch.cat(wanted).mean().item())
+    loss.pull["gram"].backward()
+    assert all(p.grad is None for p in (*method.anchor.parameters(), *method.heads.parameters()))
+    assert method.encoder.network.patch_embed.proj.weight.grad.abs().sum() > 0
+    assert set(method.state_dict()) - set(without.state_dict()) == {
+        f"anchor.network.{name}" for name in method.encoder.state_dict()
+    }
+
+
 def test_plan_hides_blocks_in_half_of_the_large_crops() -> None:
     plan = a_method(small_crops=3).plan()
     for view in plan.main:
@@ -250,4 +298,13 @@ def test_it_keeps_the_contract_with_registers_and_small_crops() -> None:
         arguments={**HEAD, "small_crops": 1, "centring": "mean"},
         encoder="vit_tiny_patch16_224",
         encoder_arguments={**VIT, "depth": 1, "reg_tokens": 2},
+    )
+
+
+def test_it_keeps_the_contract_with_an_anchor() -> None:
+    check_method(
+        DINOv2,
+        arguments={**HEAD, "small_crops": 0, "gram": 1.0, "gram_from": 0.0},
+        encoder="vit_tiny_patch16_224",
+        encoder_arguments={**VIT, "depth": 1},
     )

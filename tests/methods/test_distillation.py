@@ -60,9 +60,9 @@ def test_loss_is_the_loop_over_classes_of_a_teacher_that_was_written(tmp_path: P
     pixels = x.data * scale + shift  # in [0, 1], then as the teacher wants it
     shift, scale = (torch.tensor(v).view(-1, 1, 1) for v in (encoder.mean, encoder.std))
     scores = layer(encoder((pixels - shift) / scale)).tolist()
-    told = method.told(x).tolist()
+    logits = method.logits(x).tolist()
     energies: list[float] = []
-    for t, s in zip(scores, told, strict=True):
+    for t, s in zip(scores, logits, strict=True):
         p = [math.exp(v / 0.5) for v in t]
         whole = math.log(sum(math.exp(v / 0.5) for v in s))
         energies.append(
@@ -91,7 +91,7 @@ def test_a_student_learns_to_say_what_its_teacher_says(tmp_path: Path) -> None:
     method = Distillation(an_encoder(), teacher=str(tmp_path), temperature=0.2)
     optimiser = torch.optim.AdamW((p for p in method.parameters() if p.requires_grad), lr=1e-2)
     batch = views(24)
-    p = method.opinion(batch.main[0])
+    p = method.target(batch.main[0])
     least = 0.2**2 * float(-(p * p.log()).sum(dim=1).mean())  # the entropy of what it says
     first = float(method.loss(batch, 0.0).total.detach()) - least
     for _ in range(60):
@@ -100,8 +100,8 @@ def test_a_student_learns_to_say_what_its_teacher_says(tmp_path: Path) -> None:
         optimiser.step()
     last = float(method.loss(batch, 0.0).total.detach()) - least
     assert 0 <= last < 0.2 * first
-    told = method.told(batch.main[0]).argmax(dim=1)
-    assert float(told.eq(p.argmax(dim=1)).float().mean()) > 0.9
+    answers = method.logits(batch.main[0]).argmax(dim=1)
+    assert float(answers.eq(p.argmax(dim=1)).float().mean()) > 0.9
 
 
 def test_a_folder_without_a_teacher_is_one_line(tmp_path: Path) -> None:

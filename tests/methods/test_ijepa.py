@@ -11,10 +11,10 @@ from erg.encoders import build_encoder
 from erg.methods.ijepa import IJEPA, places
 from erg.schedule import Linear
 from erg.testing import check_method
+from erg.views.make import make_views
 from erg.views.masks import target_mask
 from erg.views.pixels import Pixels
 from erg.views.plan import Masking
-from erg.views.render import make_views
 from erg.views.types import Mask, View, Views
 
 VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}

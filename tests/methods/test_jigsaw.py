@@ -13,9 +13,9 @@ from torch import Tensor
 from erg.encoders import build_encoder
 from erg.methods.jigsaw import Jigsaw
 from erg.parts.tiles import far_orders
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, Plan, Tiles
-from erg.views.render import make_views
 from erg.views.types import View, Views
 
 

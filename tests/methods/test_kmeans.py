@@ -92,7 +92,7 @@ def test_encode_is_one_hot_or_soft() -> None:
 def test_first_epoch_starts_and_later_ones_take_lloyd_steps() -> None:
     method, y = a_method(seed=3), points()
     method.after_epoch(y)
-    start = inference.spread_out(y, 4, torch.Generator().manual_seed(3))
+    start = inference.kmeans_plus_plus(y, 4, torch.Generator().manual_seed(3))
     assert torch.equal(method.prototypes, start)
     assert bool(method.started)
     w = start.tolist()

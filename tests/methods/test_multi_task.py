@@ -21,9 +21,9 @@ from erg.methods.jigsaw import Jigsaw
 from erg.methods.multi_task import MultiTask
 from erg.methods.relative_position import RelativePosition
 from erg.methods.rotation import Rotation
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, Plan, Tiles
-from erg.views.render import make_views
 from erg.views.types import View, Views
 
 ALL = {"rotation": 1.0, "position": 0.5, "jigsaw": 2.0, "colours": 0.25}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from erg.encoders import build_encoder
 from erg.methods.pirl import PIRL
 from erg.testing import check_method
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import Plan, Tiles
-from erg.views.render import make_views
 from erg.views.types import View, Views
 
 

@@ -14,9 +14,9 @@ from erg.encoders import build_encoder
 from erg.method import Method
 from erg.methods.relative_position import RelativePosition
 from erg.methods.rotation import Rotation
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, Plan, Tiles
-from erg.views.render import make_views
 from erg.views.types import View, Views
 
 AROUND = [0, 1, 2, 3, 5, 6, 7, 8]

@@ -14,8 +14,8 @@ from erg.encoders import build_encoder
 from erg.methods.relicv2 import RELICv2
 from erg.parts.teacher import Teacher
 from erg.schedule import Linear
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
-from erg.views.render import make_views
 from erg.views.types import View, Views
 
 

@@ -36,6 +36,12 @@ def a_method(**arguments: Any) -> SwAV:
     return SwAV(encoder, **{**small, **arguments}).double()
 
 
+def embedded(method: SwAV, batch: Views) -> tuple[Tensor, ...]:
+    """z of every crop, the large ones first."""
+    crops = [*batch.main, *batch.local]
+    return method.embed(*crops).chunk(len(crops))
+
+
 def swapped(scores: Tensor, codes: Tensor, temperature: float) -> float:
     """Mean over samples of -sum_k q_k log p_k, by hand."""
     total = 0.0
@@ -71,7 +77,7 @@ def test_loss_is_golden(golden) -> None:
 def test_loss_is_the_loop_over_crops(local: tuple[int, ...]) -> None:
     """Codes from the two large crops only, each predicted from every crop but its own."""
     method, batch = a_method(temperature=0.2, eps=0.1, iterations=2), views(*local)
-    z = method.embed_all(batch)
+    z = embedded(method, batch)
     scores = [each @ method.prototypes.weight.T for each in z]
     total = 0.0
     for a in range(2):
@@ -85,7 +91,7 @@ def test_loss_is_the_loop_over_crops(local: tuple[int, ...]) -> None:
 def test_every_crop_gets_its_own_embedding(local: tuple[int, ...]) -> None:
     """In evaluation, where statistics of the batch play no part; 16 is the side of the large."""
     method, batch = a_method().eval(), views(*local)
-    found = method.embed_all(batch)
+    found = embedded(method, batch)
     crops = [*batch.main, *batch.local]
     assert len(found) == len(crops)
     for z, crop in zip(found, crops, strict=True):
@@ -97,7 +103,7 @@ def test_one_encoder_pass_per_resolution_and_one_projector_pass() -> None:
     method, seen = a_method(), []
     method.encoder.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
     method.projector.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
-    method.embed_all(views(8, 8, 8))
+    embedded(method, views(8, 8, 8))
     assert [tuple(shape) for shape in seen] == [(12, 3, 16, 16), (18, 3, 8, 8), (30, 16)]
 
 
@@ -127,7 +133,7 @@ def test_no_gradient_flows_through_the_codes(monkeypatch: pytest.MonkeyPatch) ->
     assert any(name.startswith("encoder") for name in gradients)
     # The same with the codes as constants.
     method.zero_grad()
-    z = method.embed_all(batch)
+    z = embedded(method, batch)
     total = sum(
         F.cross_entropy(method.scores(z[v]) / 0.1, found[a])
         for a in range(2)
@@ -200,7 +206,7 @@ def test_queue_holds_the_embeddings_of_its_own_crop_in_order() -> None:
     method = a_method(queue=10, queue_from=1.1).train()
     pushed: list[list[Tensor]] = [[], []]
     for step in range(3):
-        z = [each.detach() for each in method.embed_all(views(8, seed=10 * step))]
+        z = [each.detach() for each in embedded(method, views(8, seed=10 * step))]
         method.loss(views(8, seed=10 * step), 0.5)
         for i in range(2):
             pushed[i].append(z[i])
@@ -217,7 +223,7 @@ def test_the_batch_is_pushed_after_its_codes_are_inferred() -> None:
     first, second = views(seed=0), views(seed=10)
     method.loss(first, 0.5)
     remembered = [method.queue(i).rows.clone() for i in range(2)]
-    z = method.embed_all(second)
+    z = embedded(method, second)
     scores = [each @ method.prototypes.weight.T for each in z]
     total = 0.0
     for a in range(2):

@@ -12,9 +12,9 @@ from erg import shaping
 from erg.encoders import build_encoder
 from erg.methods.vicreg import VICReg
 from erg.methods.vicregl import VICRegL, positions
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LIGHT, SIMCLR_SMALL, two_views
-from erg.views.render import make_views
 from erg.views.types import How, View, Views
 
 

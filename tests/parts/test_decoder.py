@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from erg.encoders import build_encoder
 from erg.parts.decoder import (
     ConvDecoder,
     TokenDecoder,
@@ -121,8 +122,8 @@ def test_conv_decoder_gives_images_of_the_size(size: int) -> None:
 
 def test_a_decoder_makes_data_of_the_encoders_kind() -> None:
     z = torch.randn(2, 5)
-    assert decoder_for(5, 32, image=True, width=8)(z).shape == (2, 3, 32, 32)
-    of_vectors = decoder_for(5, 7, image=False, width=8)
+    assert decoder_for(build_encoder("pixels", 32), 5, width=8)(z).shape == (2, 3, 32, 32)
+    of_vectors = decoder_for(build_encoder("mlp", 7), 5, width=8)
     assert of_vectors(z).shape == (2, 7)
     assert [m.out_features for m in of_vectors.modules() if hasattr(m, "out_features")] == [32, 7]
 

@@ -4,18 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from erg.encoders import build_encoder
-from erg.parts.norm import (
-    BatchNorm,
-    BatchNormAct,
-    TokenBatchNorm,
-    across_processes,
-    standardise,
-)
+from erg.parts.norm import BatchNorm, BatchNormAct, TokenBatchNorm, across_processes
 
 
 @pytest.mark.parametrize(
@@ -148,18 +141,3 @@ def test_timms_fused_norm_keeps_its_activation(apply_act: bool) -> None:
     assert torch.equal(ours(x), theirs(x))
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
     assert ours.state_dict().keys() == theirs.state_dict().keys()
-
-
-def test_standardise_gives_mean_0_and_variance_1() -> None:
-    x = torch.randn(50, 4, dtype=torch.float64) * 3 + 7
-    y = standardise(x)
-    assert torch.allclose(y.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(y.var(0, unbiased=False), torch.ones(4, dtype=torch.float64), atol=1e-5)
-    assert torch.allclose(y, (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt())
-    assert standardise(x.bfloat16()).dtype == torch.float32
-
-
-def test_standardise_learns_and_remembers_nothing() -> None:
-    x = torch.randn(6, 3)
-    assert torch.equal(standardise(x), F.batch_norm(x, None, None, training=True))
-    assert torch.equal(standardise(x), standardise(x))

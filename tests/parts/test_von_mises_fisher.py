@@ -46,6 +46,18 @@ def test_table_of_angles_has_the_moments_of_the_distribution(dim: int, k: float)
     assert square.item() == pytest.approx(1 - (dim - 1) * a / k, abs=2e-6)
 
 
+def test_table_is_where_the_angles_are_in_many_dimensions() -> None:
+    """Its quantiles are those of a sum over all angles, not only over those around the mode."""
+    d, angles = 65_536, tabulated(65_536, 65_536.0)[0]
+    t = torch.linspace(1e-6, math.pi, 400_001, dtype=torch.float64)
+    log_density = d * t.cos() + (d - 2) * t.sin().clamp_min(1e-300).log()
+    below = (log_density - log_density.max()).exp().cumsum(dim=0)
+    for place, quantile in ((840, 0.15865525), (1040, 0.5), (1240, 0.84134475)):  # -1, 0, 1
+        wanted = t[torch.searchsorted(below, quantile * below[-1])]
+        assert angles[place].item() == pytest.approx(wanted.item(), abs=2e-5)
+    assert angles[1040].item() == pytest.approx(0.9046, abs=1e-4)
+
+
 def test_draws_lie_on_the_sphere_around_mu_on_all_sides() -> None:
     around, n = VonMisesFisher(4, 20.0).double(), 20_000
     mu = torch.tensor([[0.5, 0.5, -0.5, 0.5]], dtype=torch.float64).expand(n, 4)

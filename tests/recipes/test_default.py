@@ -34,6 +34,18 @@ def test_what_is_said_is_taken_and_not_explained() -> None:
     assert why == []
 
 
+@pytest.mark.parametrize("batch", [0, -4])
+def test_a_batch_of_nothing_is_refused(batch: int) -> None:
+    with pytest.raises(ValueError, match=rf"batch should be at least 1 \(got {batch}\)"):
+        default(Seen(1000, 64, False), batch=batch)
+
+
+@pytest.mark.parametrize("epochs", [0, -3, float("nan")])
+def test_no_epochs_are_refused(epochs: float) -> None:
+    with pytest.raises(ValueError, match="epochs should be above 0"):
+        default(Seen(1000, 64, False), epochs=epochs)
+
+
 def test_the_chosen_encoders_can_be_built_and_suit_their_method() -> None:
     for method in ("MAE", "IJEPA", "IBOT", "KMeans", "SimCLR"):
         for side in (32, 128):

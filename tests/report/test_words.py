@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from erg.report import words
-from erg.report.record import Interval, Record, Scores, read_record
+from erg.report.read import read_record
+from erg.report.record import Interval, Record, Scores
 from erg.report.words import shared, short_path
 
 

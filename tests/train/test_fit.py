@@ -16,8 +16,9 @@ from PIL import Image
 from erg.apply.embed import open_for
 from erg.apply.pictures import VIEW, draw_pictures
 from erg.data import cache
-from erg.data.source import open_source
-from erg.data.synthetic import world
+from erg.data.scenes import world
+from erg.data.source import DataError, open_source
+from erg.encoders import build_encoder, save_encoder
 from erg.train import fit as fitting
 from erg.train.checkpoint import state_hash
 from erg.train.fit import fit, load, with_masks
@@ -123,6 +124,66 @@ def test_started_again_by_torchrun_a_run_keeps_the_steps_that_were_measured(
         fit(run, out=tmp_path / "run", minutes=1, observers=(), show=StopAt(3))
     monkeypatch.setattr(fitting, "restarted", lambda: True)
     assert fit(run, out=tmp_path / "run", minutes=1, observers=()).run.steps == 7
+
+
+VIT = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def test_a_run_from_weights_is_loaded_as_it_began_wherever_these_are(tmp_path: Path) -> None:
+    """Their normalisation is no weight, and their folder says what the run need not."""
+    vit = build_encoder("vit_tiny_patch16_224", 16, **VIT)
+    vit.mean, vit.std = (0.5, 0.4, 0.3), (0.2, 0.1, 0.3)
+    save_encoder(vit, tmp_path / "vit")
+    save_encoder(build_encoder("conv", 16, width=6, stages=2), tmp_path / "conv")
+    (tmp_path / "elsewhere").mkdir()
+    for name, arguments in (("vit_tiny_patch16_224", VIT), ("conv", {})):
+        folder = tmp_path / name.partition("_")[0]
+        run = Run(
+            method="SimCLR", method_args={"hidden": 8, "dim": 4}, encoder=name, image_size=16,
+            encoder_args=arguments, init=str(folder), batch=16, steps=6, data="synthetic:60",
+            precision="32",
+        )  # fmt: skip
+        through = fit(run, out=tmp_path / f"{name}-1", observers=())
+        with pytest.raises(Stopped):
+            fit(run, out=tmp_path / f"{name}-2", observers=(), show=StopAt(4))
+        folder.rename(tmp_path / "elsewhere" / name)
+        resumed = fit(run, out=tmp_path / f"{name}-2", observers=(), resume=True)
+        for found in (resumed, load(through.folder)):
+            assert state_hash(found.method) == state_hash(through.method)
+            assert (found.encoder.mean, found.encoder.std) == (
+                through.encoder.mean, through.encoder.std
+            )  # fmt: skip
+            assert found.encoder.arguments == through.encoder.arguments
+    assert load(tmp_path / "vit_tiny_patch16_224-1").encoder.mean == (0.5, 0.4, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "arguments", "data", "said"),
+    [
+        ("mlp", {}, "synthetic:20", "the data are images, and the encoder mlp takes vectors"),
+        ("conv", {}, np.zeros((20, 16), np.float32), "are vectors, and the encoder conv takes im"),
+        ("mlp", {}, np.zeros((20, 16), np.int64), "are tokens, and the encoder mlp takes vectors"),
+        ("sequence", {}, np.zeros((20, 16), np.float32), "are vectors, and .* takes tokens"),
+        ("mlp", {}, np.zeros((20, 15), np.float32), "have 15 features, and .* mlp takes 16"),
+    ],
+)
+def test_data_of_another_kind_are_refused_and_nothing_is_left(
+    encoder: str, arguments: dict, data: object, said: str, tmp_path: Path
+) -> None:
+    run = Run(
+        method="SimCLR", encoder=encoder, encoder_args=arguments, image_size=16, batch=8, steps=1
+    )
+    with pytest.raises(DataError, match=said):
+        fit(run, data, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_that_never_began_is_begun_with_the_minutes_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(Path(), method="SimCLR", method_args={}, data="synthetic:40", mask=None)
+    monkeypatch.setattr(fitting, "measured", lambda run, *_: replace(run, steps=2))
+    assert fit(run, out=tmp_path / "run", minutes=1, observers=(), resume=True).run.steps == 2
 
 
 def test_masks_that_no_view_takes_are_refused_before_anything_is_decoded(

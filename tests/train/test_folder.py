@@ -24,6 +24,23 @@ def test_looking_makes_no_folder(tmp_path: Path) -> None:
     assert folder.path.exists()
 
 
+def test_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.write_run({"data": "photos\udcff"})
+    assert folder.read_run() == {"data": "photos\udcff"}
+    folder.event(1, "lost", warning="photos\udcff")
+    assert folder.first("lost") == {"step": 1, "kind": "lost", "warning": "photos\udcff"}
+
+
+def test_steps_in_a_row(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert folder.in_a_row("left out", 3) == 0
+    for step in (2, 4, 5):
+        folder.event(step, "left out")
+    folder.event(6, "step")
+    assert [folder.in_a_row("left out", step) for step in (2, 3, 4, 5, 6)] == [1, 0, 1, 2, 0]
+
+
 def test_a_folder_that_vanished_is_not_made_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.event(1, "step")

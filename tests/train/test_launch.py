@@ -13,7 +13,7 @@ import torch
 
 from erg.train import fit as fits
 from erg.train.fit import fit
-from erg.train.launch import MARKER, leave, relaunch
+from erg.train.launch import MARKER, first_to_fail, leave, relaunch
 from erg.train.run import Run
 from tests.test_every_method import SMALL as METHODS
 
@@ -52,7 +52,34 @@ def test_a_worker_leaves_quietly_and_the_parent_hears(tmp_path, monkeypatch) -> 
     assert marker.read_text() == "130", "Ctrl-C"
     assert leave(2) == 2
     assert leave(0) == 0
+    assert marker.read_text() == "2"
+    assert (leave(1), leave(75)) == (1, 0), "which follows from it"
+    assert marker.read_text() == "2"
+    marker.unlink()
+    assert leave(1) == 1
+    assert leave(75) == 0
+    assert leave(1) == 1
+    assert marker.read_text() == "75", "the others were lost since this one was asked to stop"
     assert os.environ[MARKER] == str(marker)
+
+
+def test_the_first_of_each_attempt_and_job_to_fail_says_so(tmp_path, monkeypatch) -> None:
+    for job in ("code-1", "code-2"):
+        monkeypatch.setenv(MARKER, str(tmp_path / job))
+        for attempt in ("0", "1"):
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+            assert first_to_fail()
+            assert not first_to_fail()
+
+
+def test_a_dead_process_is_no_wish_to_stop(monkeypatch) -> None:
+    """The launcher asks the others to stop when one has died; nobody asked the command."""
+    code = "import os, sys; open(os.environ['ERG_EXIT_CODE_FILE'], 'w').write('75'); sys.exit(1)"
+    started = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda _, **kind: started([sys.executable, "-c", code], **kind)
+    )
+    assert relaunch(["pretrain", "x"], devices=2) == 1
 
 
 def test_several_nodes_are_explained() -> None:

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from erg.train import loop as loops
 from erg.train.checkpoint import state_hash
+from erg.train.features import features
 from erg.train.loop import Loop
 from erg.train.run import Optimiser
 from tests.train.test_training import a_run, data, trained
@@ -38,6 +41,7 @@ def test_a_compiled_encoder_keeps_the_names_of_its_weights(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_really_compiled_encoder_learns_nearly_the_same(tmp_path: Path) -> None:
     """In processes of their own: the compiler cannot look through the checks of shapes here."""
     found = []
@@ -59,6 +63,35 @@ def test_a_really_compiled_encoder_learns_nearly_the_same(tmp_path: Path) -> Non
             assert (compiled[name] - value).norm() < 0.01 * moved, name
         else:
             assert torch.allclose(compiled[name], value, atol=1e-3), name
+
+
+@pytest.mark.parametrize(("method", "passes"), [("SeLa", 0), ("DeepCluster", 1), ("KMeans", 3)])
+def test_a_pass_over_all_images_is_made_only_where_features_are_looked_at(
+    method: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step and after each of two epochs."""
+    made: list[int] = []
+    monkeypatch.setattr(
+        loops, "features", lambda *given, **further: made.append(1) or features(*given, **further)
+    )
+    loop = Loop(a_run(method), data(method=method), device=torch.device("cpu"), threads=0)
+    loop.after_epoch()
+    for step in range(2 * loop.loader.steps_per_epoch):
+        loop.step(step, loop.loader.batches(step))
+        if (step + 1) % loop.loader.steps_per_epoch == 0:
+            loop.after_epoch()
+    loop.close()
+    assert len(made) == passes
+
+
+def test_views_are_made_by_as_many_threads_as_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loops, "default_threads", lambda: 6)
+    loop = Loop(a_run(), data(), device=torch.device("cpu"))
+    assert loop.loader.pool is not None
+    assert loop.loader.pool._max_workers == 6
+    loop.close()
 
 
 class Unseen(TorchDispatchMode):
@@ -112,3 +145,9 @@ def test_convolutions_are_in_bf16_and_channels_last_and_losses_and_weights_in_fl
     assert set(seen) == {(dtype, True)}
     assert {value.dtype for value in parts.values()} == {torch.float32}
     assert {p.dtype for p in loop.method.parameters()} == {torch.float32}
+
+
+def test_of_two_images_one_is_held_out_and_that_is_said() -> None:
+    few = replace(data(), train=np.arange(1), held=np.arange(1, 2))
+    with pytest.raises(ValueError, match=r"2 images besides those held out \(got 1\)"):
+        Loop(a_run(), few, device=torch.device("cpu"), threads=0)

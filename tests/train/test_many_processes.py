@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erg import catalog
+from erg.data.manifest import Manifest, Row
+from erg.data.source import DataError
 from erg.train.checkpoint import Diverged
+from erg.train.fit import _check_same, fit
 from erg.train.folder import RunFolder
 from erg.train.loop import Loop
-from erg.train.processes import leave_group
 from erg.train.run import Optimiser, Run
 from erg.train.training import train
 from tests.train.test_training import a_run, data
@@ -65,7 +68,46 @@ def child(out: Path) -> None:
             save_file(contiguous, out / f"{name}.safetensors")
     for policy in POLICIES:
         (out / f"{policy}-{rank}").write_text(json.dumps(goes_bad(policy, out / policy, rank)))
-    leave_group()
+    (out / f"differ-{rank}").write_text(differ(out / "differ", rank))
+    (out / f"read-{rank}").write_text(reads_other_data(rank))
+    (out / f"folder-{rank}").write_text(takes_a_folder(out / "free", rank))
+
+
+def differ(folder: Path, rank: int) -> str:
+    """What each process says where one of them changes a buffer by itself."""
+    run = replace(a_run("BYOL"), steps=2)
+    loop = Loop(run, data(), device=torch.device("cpu"), threads=0)
+    name, buffer = next((n, b) for n, b in loop.method.named_buffers() if b.is_floating_point())
+    buffer += rank
+    try:
+        train(loop, RunFolder(folder))
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        loop.close()
+    return f"{name} may differ"
+
+
+def reads_other_data(rank: int) -> str:
+    """What each process says where one of them could not read a file."""
+    row = Row("a.png", 0, 9, "0" * 32, 8, 8, "ok", "", None)
+    lost = row._replace(status="skipped", reason="Gone.", height=0, width=0)
+    try:
+        _check_same(Manifest.of([row, lost if rank else row]))
+    except DataError as error:
+        return str(error)
+    return "nothing"
+
+
+def takes_a_folder(free: Path, rank: int) -> str:
+    """Where each process writes a run whose folder nobody has named, one of them being late."""
+    free.mkdir(exist_ok=True)
+    os.chdir(free)
+    time.sleep(rank)
+    run = replace(a_run("SimCLR"), data="synthetic:40", batch=12, steps=2)
+    fitted = fit(run, observers=())
+    assert (fitted.folder / "encoder" / "config.json").exists() or rank
+    return str(fitted.folder)
 
 
 POLICIES = ["stop", "skip", "rollback"]
@@ -160,6 +202,22 @@ def test_all_processes_see_in_which_step_one_of_them_goes_bad(policy: str, toget
     assert saved[-1] == f"step_{last:09d}"
     both = load_file(together / policy / "checkpoints" / f"{saved[-1]}.safetensors")
     assert all(bool(t.isfinite().all()) for t in both.values())
+
+
+def test_a_checkpoint_is_written_only_where_all_processes_hold_the_same(together: Path) -> None:
+    for rank in (0, 1):
+        assert "differ between processes" in (together / f"differ-{rank}").read_text()
+    assert not (together / "differ" / "checkpoints").exists()
+
+
+def test_processes_that_read_other_data_say_so(together: Path) -> None:
+    for rank in (0, 1):
+        assert "do not read the same data" in (together / f"read-{rank}").read_text()
+
+
+def test_processes_agree_on_a_folder_that_nobody_named(together: Path) -> None:
+    assert {(together / f"folder-{rank}").read_text() for rank in (0, 1)} == {"runs/simclr-1"}
+    assert [p.name for p in (together / "free" / "runs").iterdir()] == ["simclr-1"]
 
 
 def test_the_comparison_can_fail(together: Path, tmp_path: Path) -> None:

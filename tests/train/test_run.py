@@ -187,6 +187,12 @@ def test_impossible_runs_are_refused(change: dict, message: str) -> None:
         Run(method="SimCLR", encoder="conv", image_size=32, **change)
 
 
+@pytest.mark.parametrize("clip", [-1.0, float("nan")])
+def test_a_gradient_is_not_turned_round(clip: float) -> None:
+    with pytest.raises(ValueError, match=f"clip should be at least 0 .got {clip}"):
+        Optimiser(clip=clip)
+
+
 def test_blocks_are_computed_again_where_a_run_says_so() -> None:
     run = Run(method="SimCLR", encoder="resnet18", image_size=32)
     plain, frugal = (replace(run, recompute=told).build().encoder for told in (False, True))

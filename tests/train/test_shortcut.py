@@ -25,9 +25,9 @@ from erg.train.shortcut import (
     shading,
     told_by_cues,
 )
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import SIMCLR_SMALL, WHOLE, Augmentation, Plan, Tiles, two_views
-from erg.views.render import make_views
 from erg.views.types import View, Views
 
 SIDE = 48

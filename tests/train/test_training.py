@@ -123,6 +123,16 @@ def test_ctrl_c_saves_and_says_130(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "step_000000002.safetensors").exists()
 
 
+def test_asked_to_stop_in_the_last_step_it_leaves_the_rest_to_a_resumed_run(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Stopped) as stopped:
+        trained(a_run(), tmp_path, show=StopAt(6, signal.SIGTERM))
+    assert (stopped.value.step, stopped.value.code) == (6, 75)
+    through = trained(a_run(), tmp_path / "through")
+    assert state_hash(trained(a_run(), tmp_path, resume=True).method) == state_hash(through.method)
+
+
 def test_signals_are_as_before_afterwards(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     trained(a_run(steps=1), tmp_path)
@@ -327,8 +337,8 @@ def test_files_that_vanish_during_a_run_are_counted_and_not_fatal(
     from PIL import Image
 
     from erg.data import cache
+    from erg.data.scenes import world
     from erg.data.source import DataError
-    from erg.data.synthetic import world
     from erg.train.fit import fit
 
     monkeypatch.setattr(cache, "default_budget", lambda _: 0)

@@ -48,25 +48,21 @@ def items(view: View) -> list[set[int]]:
     return [{int(tensor[i]) for tensor in told} for i in range(len(view))]
 
 
-def test_keep_and_masked_are_what_the_target_blocks_leave_and_take() -> None:
+def test_keep_is_what_the_target_blocks_leave() -> None:
     hidden = torch.tensor([[[1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]], [[0, 1, 1, 0, 0, 0]] * 2])
     mask = Mask(hidden.bool(), (2, 3))
     assert mask.keep().tolist() == [[1, 3, 4, 5], [0, 3, 4, 5]]
-    assert mask.masked().tolist() == [[0, 2], [1, 2]]
 
 
 def test_a_mask_that_hides_nothing_keeps_the_order() -> None:
     mask = Mask(torch.zeros(3, 1, 6).bool(), (2, 3))
     assert mask.keep().tolist() == [list(range(6))] * 3
-    assert mask.masked().shape == (3, 0)
 
 
 def test_uneven_masks_have_no_rectangle() -> None:
     hidden = torch.tensor([[[1, 0, 0, 0]], [[1, 1, 1, 0]]]).bool()
     with pytest.raises(ValueError, match="1 to 3 visible patches"):
         Mask(hidden, (2, 2)).keep()
-    with pytest.raises(ValueError, match="1 to 3 hidden patches"):
-        Mask(hidden, (2, 2)).masked()
 
 
 def test_unit_undoes_the_normalisation() -> None:

@@ -17,7 +17,7 @@ from erg.apply.embed import evenly
 from erg.apply.pictures import sheet
 from erg.apply.restorer import descend, put, save_restorer, seeded
 from erg.data.audio import Clips, cut, mix, open_clips, write_wav
-from erg.durable import write_atomically
+from erg.durable import explained, write_atomically
 from erg.evaluate.audio import quietest, segmental_snr, si_sdr, spectral_subtraction, wiener
 from erg.evaluate.intervals import difference
 from erg.train.run import Optimiser
@@ -314,7 +314,14 @@ def learn_to_denoise(
 
     Returns:
         What is in scores.json.
+
+    Raises:
+        ValueError: the data cannot be used.
+        Unwritable: there can be no such folder.
+        Diverged: the loss is not finite.
     """
+    with explained(out):  # what cannot be kept need not be learned
+        out.mkdir(parents=True, exist_ok=True)
     with counting("Reading speech") as progress:
         train, held = open_clips(speech, rate=rate, hold=hold, progress=progress)
     with counting("Reading noise") as progress:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from erg.data.ahead import ahead
+from erg.data.arrays import Tokens, Vectors
 from erg.data.loader import Images
 from erg.data.manifest import Manifest, Row, default_threads, look_at, manifest_of
 from erg.data.source import Source, open_source
@@ -18,7 +19,7 @@ from erg.data.splits import hold_out
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash
-from erg.train.features import features, whole_images
+from erg.train.features import check_takes, features, whole_images
 from erg.train.fit import Fitted, InMemory, open_items
 from erg.train.folder import RunFolder
 from erg.views.types import Views
@@ -81,6 +82,7 @@ def open_for(
     if isinstance(data, Opened):
         return data
     source = data if isinstance(data, Source) else open_source(data, label=label)
+    check_source(encoder, source)
     manifest, images = open_items(
         source, short_side=max(64, 2 * encoder.image_size), max_skipped=1.0, progress=progress
     )
@@ -88,6 +90,18 @@ def open_for(
         tell(manifest.summary())
     codes, classes = manifest.labels if label is not None else (None, ())
     return Opened(images, manifest, manifest.ok, codes, tuple(classes))
+
+
+def check_source(encoder: Encoder, source: Source) -> None:
+    """Refuse data of a kind that an encoder is not made for, before any are read.
+
+    Raises:
+        DataError: it takes data of another kind, or vectors of another width.
+    """
+    if isinstance(source, Vectors):
+        check_takes(encoder, "vectors", source.values.shape[1])
+    else:
+        check_takes(encoder, "tokens" if isinstance(source, Tokens) else "images")
 
 
 def evenly(rows: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, " m"]:
@@ -207,6 +221,7 @@ def embed(
     """
     made = embedder(model)
     source = data if isinstance(data, Source) else open_source(data, label=label)
+    check_source(made.encoder, source)
     done = 0
 
     def count(n: int) -> None:

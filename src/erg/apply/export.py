@@ -1,4 +1,4 @@
-"""Export: a folder that timm, or a file of plain torch, loads without erg."""
+"""Export: a folder that timm loads without erg or, with a file of plain torch, torch alone."""
 
 import hashlib
 import json
@@ -30,13 +30,28 @@ def load(path):
 
 CODE = {
     "conv": """
+class Residual(nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return x + self.inside(x)
+
+
+def conv(a, b, stride):
+    return [nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.{layer}()]
+
+
 class Encoder(nn.Module):
-    def __init__(self, width, stages):
+    def __init__(self, width, stages, blocks, whole):
         super().__init__()
         widths = [3, *[width * 2**i for i in range(stages)]]
+        residual = [0] * (stages - len(blocks)) + blocks
         layers = []
-        for a, b in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True)]
+        for i, (a, b) in enumerate(zip(widths, widths[1:])):
+            layers += conv(a, b, 1 if whole and i == 0 else 2)
+            layers += [Residual(nn.Sequential(*conv(b, b, 1))) for _ in range(residual[i])]
         self.network = nn.Sequential(*layers)
 
     def forward(self, data):  # [b 3 h w] -> [b d]
@@ -44,7 +59,7 @@ class Encoder(nn.Module):
 
 
 def build():
-    return Encoder(width={width}, stages={stages})""",
+    return Encoder(width={width}, stages={stages}, blocks={blocks}, whole={whole})""",
     "mlp": """
 class Encoder(nn.Module):
     def __init__(self, features, width, depth, dim):
@@ -52,7 +67,7 @@ class Encoder(nn.Module):
         widths = [features, *[width] * depth]
         layers = []
         for a, b in zip(widths, widths[1:]):
-            layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(a, b), nn.{layer}()]
         self.network = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
 
     def forward(self, data):  # [b features] -> [b d]
@@ -64,7 +79,7 @@ def build():
     "pixels": """
 class Encoder(nn.Module):
     def forward(self, data):  # [b 3 h w] -> [b d]
-        x = nn.functional.adaptive_avg_pool2d(data, {side}).flatten(1)
+        x = nn.functional.adaptive_avg_pool2d(data, min({side}, {image_size})).flatten(1)
         if {contrast}:
             x = nn.functional.normalize(x - x.mean(dim=1, keepdim=True), dim=1)
         return x
@@ -103,6 +118,7 @@ def export(run: Path, out: Path) -> Path:
     save_encoder(encoder, out)
     if not encoder.exportable:
         values = {**encoder.arguments, "image_size": encoder.image_size}
+        values["layer"] = {"relu": "ReLU", "silu": "SiLU"}.get(values.get("activation", ""))
         code = CODE[encoder.name].format(**values).strip()
         write_atomically(out / "model.py", MODEL.format(code=code).encode())
     preprocess = {

@@ -24,7 +24,7 @@ from erg.data.manifest import default_threads
 from erg.data.source import open_source
 from erg.data.splits import split
 from erg.data.stream import Stream
-from erg.durable import write_atomically
+from erg.durable import explained, write_atomically
 from erg.evaluate.intervals import bootstrap, difference
 from erg.evaluate.restoration import biharmonic_fill, median_fill, psnr, ssim
 from erg.train.features import computing_in
@@ -306,9 +306,12 @@ def learn_to_inpaint(
 
     Raises:
         ValueError: the data or the size cannot be used, or no image is left to test on.
+        Unwritable: there can be no such folder.
         Diverged: the loss is not finite.
     """
     _check_size(size)
+    with explained(out):  # what cannot be kept need not be learned
+        out.mkdir(parents=True, exist_ok=True)
     with counting("Reading images") as progress:
         manifest, images = _opened(data, size, progress)
     rows, held = (manifest.ok, None) if test is not None else split(manifest, share=0.1)

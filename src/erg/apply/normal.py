@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from erg.apply.embed import Opened, Tell, device_of, open_for, vectors_of
-from erg.apply.scores import pixels_of
+from erg.apply.ways import pixels_of
 from erg.encoders import Encoder, load_encoder
 from erg.explore.anomaly import OF_EMBEDDINGS, OF_PIXELS, by_neighbours
 from erg.train.fit import Fitted

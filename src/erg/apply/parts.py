@@ -22,6 +22,7 @@ from erg.apply.embed import (
     Embedder,
     Opened,
     Tell,
+    check_source,
     device_of,
     in_one_pass,
     open_for,
@@ -53,6 +54,7 @@ class Parts:
     """
 
     def __init__(self, model: Embedder, source: Source, folder: Path, label: str | None) -> None:
+        check_source(model.encoder, source)
         self.model, self.source, self.folder, self.label = model, source, folder, label
         starts = range(0, len(source), SHARD)
         self.shards = [range(i, min(i + SHARD, len(source))) for i in starts]
@@ -194,8 +196,10 @@ def embed_to_file(
 
     Raises:
         Stopped: a signal asked for it; whole parts are kept.
-        ValueError: the data cannot be used.
+        ValueError: the data cannot be used, or a folder is where the file is to be.
     """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder. Name a file with --out.")
     source = data if isinstance(data, Source) else open_source(data, label=label)
     parts = Parts(model, source, out.with_name(out.name + ".parts"), label)
     lead = distributed.rank() == 0

@@ -24,7 +24,7 @@ def anomalies_(
     stride: int = 0,
     masks: str | None = None,
     by: str | None = None,
-    top: int = 32,
+    top: int | None = None,
     out: Path = Path("anomalies"),
     method: str | None = None,
 ) -> int:
@@ -46,7 +46,7 @@ def anomalies_(
         masks: parquet column of data with images that are white where something is wrong; without
             labels those are normal whose mask is white nowhere.
         by: the energy to sort by.
-        top: images on the sheet.
+        top: images on the sheet; 32 if not given.
         out: the folder to write.
         method: repeats a method given by path, which is code.
     """
@@ -58,11 +58,23 @@ def anomalies_(
     from erg.apply.embed import open_for
     from erg.apply.normal import check_name, names_of
     from erg.apply.windows import localised
+    from erg.commands.options import given, is_run, without
     from erg.commands.show import compiling, tell
+    from erg.durable import explained
     from erg.embeddings import Embeddings
     from erg.encoders import load_encoder
     from erg.train.fit import load
 
+    if model.is_file():
+        of_images = given(
+            normal=normal, label=label, window=window or None, stride=stride or None, masks=masks,
+            top=top, method=method,
+        )  # fmt: skip
+        without(
+            of_images,
+            f"{model} is a file of embeddings, which bring their labels and have no pictures",
+        )
+    top = 32 if top is None else top
     if masks is not None and not window:
         raise ValueError("masks are compared with maps. Give the side of windows with --window.")
     if top < 1 or window < 0 or stride < 0:
@@ -75,16 +87,11 @@ def anomalies_(
             f"--stride {stride} is from one window to the next, and no windows are looked at. Give "
             "their side with --window, or leave it out."
         )
-    if model.is_file() and (window or normal is not None or label is not None):
-        raise ValueError(
-            f"{model} is a file of embeddings of normal items, which bring their labels and have "
-            "no windows. Leave out --normal, --label and --window."
-        )
-    is_run = (model / "run.json").exists()
-    chosen = load(model, method=method) if is_run else model
+    chosen = load(model, method=method) if is_run(model, method) else model
     if by is not None:
         check_name(by, names_of(chosen, images=not model.is_file()))
-    out.mkdir(parents=True, exist_ok=True)
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
     opened = marks = None
     if model.is_file():
         known, asked = Embeddings.load(model), Embeddings.load(data)
@@ -197,7 +204,8 @@ def read_masks(data: str | Path, column: str, ids: Any) -> list[Any]:
     """
     import pyarrow as pa
 
-    from erg.data.decode import UnreadableImage, load_rgb
+    from erg.data.decode import load_rgb
+    from erg.data.opening import UnreadableImage
     from erg.data.source import open_source
     from erg.data.tables import Parquet
 

@@ -21,9 +21,9 @@ def denoise(
     hold: str | None = None,
     hold_noise: str | None = None,
     out: Path | None = None,
-    rate: int = 8000,
-    steps: int = 2000,
-    seed: int = 0,
+    rate: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
     device: str = "cpu",
 ) -> int:
     """Take the noise out of a WAV file, or train a model that does.
@@ -41,15 +41,17 @@ def denoise(
             fifth if not given.
         hold_noise: which noises are held out.
         out: the folder of the model; with a WAV file, the file to write.
-        rate: that a model is trained for [Hz].
-        steps: of training.
-        seed: of everything random.
+        rate: that a model is trained for [Hz]; 8000 if not given.
+        steps: of training; 2000 if not given.
+        seed: of everything random in training; 0 if not given.
         device: cpu or cuda.
     """
+    from erg.commands.options import check_seed, given, without
     from erg.commands.show import counting, tell
 
-    training = [audio, noise, hold, hold_noise]
-    if sound is not None and model is not None and training == [None] * 4:
+    said = given(hold=hold, hold_noise=hold_noise, rate=rate, steps=steps, seed=seed)
+    if sound is not None and model is not None and audio is None and noise is None:
+        without(said, f"{sound} is denoised by a model as it was trained")
         return _apply(sound, model, out or sound.with_name(f"{sound.stem}-denoised.wav"), device)
     if audio is None or noise is None or sound is not None or model is not None:
         raise ValueError(
@@ -58,11 +60,11 @@ def denoise(
         )
     from erg.apply.denoise import learn_to_denoise
 
+    check_seed(seed)
     folder = out or Path("denoiser")
     scores = learn_to_denoise(
-        audio, noise, folder, hold=hold, hold_noise=hold_noise, rate=rate, steps=steps, seed=seed,
-        device=device, tell=tell, counting=counting,
-    )  # fmt: skip
+        audio, noise, folder, device=device, tell=tell, counting=counting, **said
+    )
     _print(scores)
     tell(f"The model, spectrograms.png and an example are in {folder}.")
     return 0
@@ -74,7 +76,15 @@ def _apply(sound: Path, model: Path, out: Path, device: str) -> int:
     from erg.apply.restorer import load_restorer, put
     from erg.commands.show import tell
     from erg.data.audio import read_wav, resample, write_wav
+    from erg.durable import check_place
 
+    check_place(out)
+    picture = out.with_suffix(".png")
+    if out.suffix.lower() == picture.suffix:
+        raise ValueError(
+            f"the spectrogram is written to {picture}, so it cannot be the sound too. Give --out "
+            "another ending."
+        )
     network = put(load_restorer(Denoiser, model), device)
     noisy, rate = read_wav(sound)
     if rate != network.rate:
@@ -82,7 +92,6 @@ def _apply(sound: Path, model: Path, out: Path, device: str) -> int:
     noisy = resample(noisy, rate, network.rate)
     clean = network.denoise(noisy)
     write_wav(out, clean, network.rate)
-    picture = out.with_suffix(".png")
     draw_spectrograms(network, picture, {"before": noisy, "after": clean})
     tell(f"Listen to {out}; {picture} shows it before and after.")
     return 0

@@ -3,16 +3,22 @@
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from erg.data.cache import Cache
+from erg.data.manifest import Manifest, Row, look_at
+from erg.data.masked import Masked, masks_of
+from erg.data.source import DataError
+
 
 def dry_run(
     run: Any, source: Any, *, minutes: float | None = None, device: str | None = None
 ) -> int:
-    """Open 64 images, do one step, print time, memory and disk.
+    """Open 64 images, and their masks if there are any, do one step, print time, memory and disk.
 
     Args:
         run: what would be done.
@@ -21,31 +27,43 @@ def dry_run(
         device: where; None as in training.
 
     Raises:
-        DataError: none of the images opened can be read.
+        DataError: none of the images opened can be read, or their masks are of no use.
+        ValueError: the run cannot be carried out.
     """
     import torch
 
     from erg.commands.show import tell
-    from erg.data.source import DataError
     from erg.encoders import parameter_count
-    from erg.train.fit import InMemory
+    from erg.train.fit import check_masks_serve
     from erg.train.loop import Data, Loop
 
-    images: list[np.ndarray] = []
-    skipped = 0
-    for i in np.linspace(0, len(source) - 1, min(64, len(source))).astype(int):
-        try:
-            images.append(source.read(int(i), max(64, 2 * run.image_size)))
-        except (ValueError, OSError):
-            skipped += 1
+    masks = None
+    if run.mask is not None:
+        masks = masks_of(source, run.mask)
+        check_masks_serve(run, len(source))
+    chosen = np.linspace(0, len(source) - 1, min(64, len(source))).astype(int).tolist()
+    short_side = max(64, 2 * run.image_size)
+    looked = list(look_at(source, short_side=short_side, items=chosen))
+    images = [item for _, item in looked if item is not None]
+    skipped = len(looked) - len(images)
     if not images:
         raise DataError(f"none of {skipped} items looked at could be read. Check the data.")
     tell(f"Opened {len(images)} items, {skipped} could not be read.")
+    manifest = Manifest.of([row for row, _ in looked])
     if source.kind == "array":
         items: Any = np.stack(images)
+        rows = np.arange(len(images))
     else:
-        items = InMemory(images)
-    few = Data(items, np.arange(len(images)), np.arange(0))
+        items, rows = _kept(looked), manifest.ok
+    if masks is not None:
+        seen = list(look_at(masks, short_side=short_side, items=chosen))
+        found = Manifest.of([row for row, _ in seen])
+        if len(found.ok) or len(chosen) == len(source):
+            items = Masked(items, _kept(seen), manifest, found)
+            tell(items.summary())
+        else:  # others may have some
+            tell(f"None of the {len(chosen)} images looked at has a mask that can be read.")
+    few = Data(items, rows, np.arange(0))
     batch = min(run.batch, len(images))
     loop = Loop(
         replace(run, batch=batch, accumulate=1),
@@ -73,6 +91,7 @@ def dry_run(
         peak = torch.cuda.max_memory_allocated(loop.device)
     weights = sum(t.numel() * t.element_size() for t in loop.method.state_dict().values())
     cache = int(np.mean([image.nbytes for image in images])) * len(source)
+    cache *= 1 if masks is None else 2  # a mask is kept as its image is
     tell(f"{parameter_count(loop.method):,} trainable parameters on {loop.device}.")
     if minutes is None:
         length = f"{run.steps * seconds / 60:.1f} minutes in all"
@@ -87,6 +106,13 @@ def dry_run(
         f"{3 * 2 * weights / 2**20:.0f} MiB of checkpoints."
     )
     return 0
+
+
+def _kept(looked: Sequence[tuple[Row, np.ndarray | None]]) -> Cache:
+    """Decoded images as they are kept in training; nothing of those that cannot be read."""
+    sizes = np.array([(0, 0) if item is None else item.shape[:2] for _, item in looked])
+    pixels = [item.reshape(-1) for _, item in looked if item is not None]
+    return Cache(np.concatenate([np.zeros(0, dtype=np.uint8), *pixels]), sizes)
 
 
 def wait_for(device: Any) -> None:

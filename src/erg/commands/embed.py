@@ -40,8 +40,11 @@ class Options:
 
 def embed(options: Options, arguments: list[str]) -> int:
     """Carry out the command; the exit code."""
+    from erg.commands.options import is_run
     from erg.train.launch import in_group, relaunch
 
+    folder = options.model
+    of_run = is_run(folder, options.method)
     if options.devices > 1 and not in_group():
         return relaunch(["embed", *arguments], options.devices)
     import torch
@@ -62,9 +65,7 @@ def embed(options: Options, arguments: list[str]) -> int:
             f"there is no device {options.device!r} here ({str(error).splitlines()[0][:80]}). "
             "Choose cpu, cuda or mps; erg doctor shows which there are."
         ) from None
-    folder = options.model
-    is_run = (folder / "run.json").exists()
-    chosen = load(folder, method=options.method, device=str(device)) if is_run else folder
+    chosen = load(folder, method=options.method, device=str(device)) if of_run else folder
     model = embedder(chosen, device)
     with counting("Embedding") as progress:
         found = embed_to_file(

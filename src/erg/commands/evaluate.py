@@ -23,7 +23,8 @@ class Options:
     Args:
         run: the run folder.
         data: images to learn the probes on; the run's own if not given.
-        label: where labels are found: a parquet column, or `folder`.
+        label: where labels are found: a parquet column, or `folder`; where neither data nor test
+            is given the run's own, if it has one.
         test: images to test on; without, data are split 80 / 20 by content.
         method: repeats a method given by path, which is code.
         devices: processes on this machine that share the embedding, and go on where it stopped;
@@ -54,16 +55,18 @@ def evaluate(options: Options, arguments: list[str]) -> int:
     data = options.data if options.data is not None else fitted.run.data
     if not data:
         raise ValueError("the run was made from data in memory. Name the data to evaluate on.")
+    own = options.label is None and options.data is None and options.test is None
+    label = fitted.run.label if own else options.label
     sets: dict[str, Any] = {"data": data}
     if options.test is not None:
         sets["test"] = options.test
     if in_group():
-        opened = _with_others(fitted, sets, options.label)
+        opened = _with_others(fitted, sets, label)
         if opened is None:
             return 0
         sets = opened
     test = sets.get("test")
-    scores = score(fitted, sets["data"], label=options.label, test=test, tell=tell)
+    scores = score(fitted, sets["data"], label=label, test=test, tell=tell)
     scores |= {"data": data[:200], "test": options.test}
     write_atomically(options.run / "scores.json", json.dumps(scores).encode())
     print_scores(scores)
@@ -91,7 +94,7 @@ def print_scores(scores: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from erg.apply.scores import title_of
+    from erg.apply.verdict import title_of
     from erg.commands.show import console, tell
 
     kinds = list(dict.fromkeys(kind for row in scores["rows"] for kind in row["scores"]))

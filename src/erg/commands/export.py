@@ -11,7 +11,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def export_(run: Path, out: Path = Path("export"), /) -> int:
-    """Write config.json, model.safetensors, a model card and checksums; timm loads the folder.
+    """Write config.json, model.safetensors, a model card and checksums.
+
+    timm loads the folder; of our own networks, which it does not know, the model.py in it does.
 
     Args:
         run: the run folder.

@@ -55,13 +55,16 @@ def finetune_(
 
     from erg.apply.finetune import Tuning
     from erg.classifiers import first_layers, save_classifier
+    from erg.commands.options import check_seed, is_run
     from erg.commands.show import compiling, console, tell
-    from erg.durable import write_atomically
+    from erg.durable import explained, write_atomically
     from erg.encoders import load_encoder
     from erg.train.fit import load
 
+    check_seed(seed)
+    of_run = is_run(model, method)
     compiling()
-    fitted = load(model, method=method) if (model / "run.json").exists() else None
+    fitted = load(model, method=method) if of_run else None
     encoder = load_encoder(model) if fitted is None else fitted.encoder
     kept = None
     if head_layers:
@@ -73,6 +76,8 @@ def finetune_(
         kept = first_layers(getattr(fitted.method, "projector", None), head_layers)
     tuning = Tuning(steps=steps, batch=batch, lr=lr, seed=seed)
     scratch = replace(tuning, lr=scratch_lr)
+    with explained(out):  # what cannot be kept need not be learned
+        out.mkdir(parents=True, exist_ok=True)
     classifier, scores = compared(
         fitted or encoder, data, label, test, per_class, (tuning, scratch), tell, kept
     )

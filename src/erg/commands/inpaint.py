@@ -20,9 +20,9 @@ def inpaint(
     images: str | None = None,
     test: str | None = None,
     out: Path | None = None,
-    size: int = 32,
-    steps: int = 1500,
-    seed: int = 0,
+    size: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
     device: str = "cpu",
 ) -> int:
     """Take text and holes out of a picture, or train a model that does.
@@ -39,14 +39,18 @@ def inpaint(
         images: images to train on.
         test: images to test on; a tenth of the others, chosen by content, if not given.
         out: the folder of the model; with a picture, the PNG file to write.
-        size: side of the pieces that a model is trained on [pixels]; a multiple of 8 from 16 on.
-        steps: of training.
-        seed: of everything random.
+        size: side of the pieces that a model is trained on [pixels]; a multiple of 8 from 16 on,
+            32 if not given.
+        steps: of training; 1500 if not given.
+        seed: of everything random in training; 0 if not given.
         device: cpu or cuda.
     """
+    from erg.commands.options import check_seed, given, without
     from erg.commands.show import counting, tell
 
+    said = given(size=size, steps=steps, seed=seed)
     if picture is not None and model is not None and images is None and test is None:
+        without(said, f"{picture} is restored by a model as it was trained")
         target = out or picture.with_name(f"{picture.stem}-filled.png")
         return _apply(picture, model, mask, target, device)
     if images is None or picture is not None or model is not None or mask is not None:
@@ -56,11 +60,11 @@ def inpaint(
         )
     from erg.apply.inpaint import learn_to_inpaint
 
+    check_seed(seed)
     folder = out or Path("inpainter")
     scores = learn_to_inpaint(
-        images, folder, test=test, size=size, steps=steps, seed=seed,
-        device=device, tell=tell, counting=counting,
-    )  # fmt: skip
+        images, folder, test=test, device=device, tell=tell, counting=counting, **said
+    )
     _print(scores)
     tell(f"The model and pictures.png are in {folder}.")
     return 0
@@ -75,8 +79,9 @@ def _apply(picture: Path, model: Path, mask: Path | None, out: Path, device: str
     from erg.apply.restorer import load_restorer, put
     from erg.commands.show import tell
     from erg.data.decode import load_rgb
-    from erg.durable import write_atomically
+    from erg.durable import check_place, write_atomically
 
+    check_place(out)
     network = put(load_restorer(Inpainter, model), device)
     image = load_rgb(picture)
     hidden = load_rgb(mask)[..., 0] >= 128 if mask is not None else None
@@ -84,6 +89,11 @@ def _apply(picture: Path, model: Path, mask: Path | None, out: Path, device: str
         raise ValueError(
             f"the mask has {hidden.shape[1]} x {hidden.shape[0]} pixels and the picture "
             f"{image.shape[1]} x {image.shape[0]}. Give a mask of the picture's size."
+        )
+    if hidden is not None and (hidden.all() or not hidden.any()):
+        raise ValueError(
+            f"the mask is bright {'everywhere' if hidden.all() else 'nowhere'}. Write 255 where "
+            "the picture is to be filled and 0 elsewhere, without transparency."
         )
     content = io.BytesIO()
     Image.fromarray(network.inpaint(image, hidden)).save(content, "PNG")

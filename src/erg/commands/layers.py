@@ -71,9 +71,9 @@ def layers_(
     from erg.evaluate.intervals import clear, difference
     from erg.train.fit import load
 
+    fitted = load(run, method=method)
     path = out or run / "layers.svg"
     numbers = numbers_beside(path)
-    fitted = load(run, method=method)
     chosen = data if data is not None else fitted.run.data
     if not chosen:
         raise ValueError("the run was made from data in memory. Name the data to probe on.")

@@ -1,9 +1,10 @@
-"""Arguments of methods and encoders: --method.NAME VALUE and --encoder.NAME VALUE."""
+"""Arguments of methods and encoders, as --method.NAME VALUE, and options that mean nothing."""
 
 import inspect
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 PREFIX = "--method."
@@ -80,3 +81,49 @@ def _as(hint: Any, name: str, text: str) -> Any:
     except (KeyError, ValueError, StopIteration, TypeError):
         wanted = getattr(hint, "__name__", str(hint).replace("typing.", ""))
         raise ValueError(f"{PREFIX}{name} should be {wanted} (got {text!r}).") from None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those of the options that stand on the command line: None is what the others are."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def without(said: Collection[str], why: str) -> None:
+    """Nothing that was said may change nothing.
+
+    Args:
+        said: names of options that stand on the command line and have no meaning there.
+        why: they have none.
+
+    Raises:
+        ValueError: there are such options.
+    """
+    if said:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+        raise ValueError(f"{options} would change nothing: {why}. Leave out what is named here.")
+
+
+def is_run(model: Path, method: str | None) -> bool:
+    """Whether a model is a run folder; only of a run a method is repeated.
+
+    Args:
+        model: a folder.
+        method: that is named on the command line.
+
+    Raises:
+        ValueError: it is none, and a method is named.
+    """
+    found = (model / "run.json").exists()
+    if not found and method is not None:
+        without(["method"], f"{model} is no run folder, whose method it would repeat")
+    return found
+
+
+def check_seed(seed: int | None) -> None:
+    """Whether all that is random takes a seed; numpy wants none below 0.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if seed is not None and seed < 0:
+        raise ValueError(f"--seed should be at least 0 (got {seed}).")

@@ -50,7 +50,7 @@ class Options:
         data: a folder, image, zip, tar, parquet, .npy or .txt file, or synthetic:N.
         out: the run folder; runs/METHOD-N if not given.
         method: a name (see erg methods), or path/to/file.py:ClassName.
-        encoder: any timm architecture, or pixels, identity, mlp, sequence, conv.
+        encoder: any timm architecture, or conv, resnet, sequence, mlp, identity, pixels.
         image_size: side of the encoder's input [pixels].
         init: weights to start from: a timm tag, `pretrained`, a .safetensors file or a folder.
         batch: images per step.
@@ -83,8 +83,8 @@ class Options:
         dry_run: open 64 images, do one step, print what the run would need, and stop.
         report: write report.html at the end.
         max_skipped: largest share of unreadable files.
-        cache_gb: largest size of all decoded images [GB] that are kept; larger sets are decoded
-            whenever they are used. A third of the free disk if not given.
+        cache_gb: largest size of all decoded images [GB] that each process keeps; larger sets are
+            decoded whenever they are used. A third of the free disk if not given.
     """
 
     data: Annotated[str | None, tyro.conf.Positional] = None
@@ -170,12 +170,20 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
     """Carry out the command; the exit code."""
     started = time.monotonic()
     check(options, arguments)
-    from erg.commands.show import compiling, counting, tell, training
-    from erg.train.launch import in_group, leads, relaunch
+    from erg.train.launch import in_group, relaunch
+    from erg.train.preempt import Leave
 
     if (options.devices > 1 or options.nodes > 1) and not in_group():
         return relaunch(["pretrain", *arguments], options.devices, options.nodes)
-    from erg.train.fit import fit, next_folder
+    with Leave():  # before and after training, which has a way of its own
+        return _pretrain_here(options, given, arguments, started)
+
+
+def _pretrain_here(options: Options, given: Given, arguments: list[str], started: float) -> int:
+    """In this process, perhaps one of several."""
+    from erg.commands.show import compiling, counting, tell, training
+    from erg.train.fit import fit
+    from erg.train.launch import leads
 
     run, why, source = plan(options, given, named(arguments))
     for line in why:
@@ -187,12 +195,12 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
 
         return dry_run(run, source, minutes=options.minutes, device=options.device)
     tell(python_of(run, options.minutes))
-    out = options.resume or options.out or next_folder(run)
     with counting("Reading images") as prepared, training() as show:
         fitted = fit(
-            run, source, out, minutes=options.minutes, resume=options.resume is not None,
-            device=options.device, show=show, tell=tell, prepared=prepared, started=started,
-            max_skipped=options.max_skipped, cache_gb=options.cache_gb,
+            run, source, options.resume or options.out, minutes=options.minutes,
+            resume=options.resume is not None, device=options.device, show=show, tell=tell,
+            prepared=prepared, started=started, max_skipped=options.max_skipped,
+            cache_gb=options.cache_gb,
         )  # fmt: skip
     tell(f"The encoder is in {fitted.folder}/encoder.")
     if leads() and options.report:

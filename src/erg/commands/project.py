@@ -43,7 +43,7 @@ def project_(
 
     Args:
         embeddings: a file of `erg embed`.
-        items: most items to draw, spread evenly over the file.
+        items: most items to draw (3,000 at most), spread evenly over the file.
         neighbours: looked at by trustworthiness and continuity.
         steps: of the autoencoder's training.
         seed: of everything random.
@@ -54,12 +54,14 @@ def project_(
     import numpy as np
     from rich.table import Table
 
+    from erg.commands.options import check_seed
     from erg.commands.show import console, tell
     from erg.durable import write_atomically
     from erg.embeddings import Embeddings, unit
     from erg.evaluate.trustworthiness import faithful
     from erg.explore.project import LARGEST_TSNE, projections
 
+    check_seed(seed)
     numbers = numbers_beside(out)
     found = Embeddings.load(embeddings)
     most = min(items, LARGEST_TSNE, len(found))
@@ -94,11 +96,14 @@ def project_(
 
 
 def numbers_beside(picture: Path) -> Path:
-    """Where the numbers that belong to a picture are written.
+    """Where the numbers that belong to a picture are written, once both can be.
 
     Raises:
-        ValueError: in the picture's own place.
+        ValueError: in the picture's own place, or the picture can have no place there.
     """
+    from erg.durable import check_place
+
+    check_place(picture)
     numbers = picture.with_suffix(".json")
     if picture.suffix.lower() == numbers.suffix:
         raise ValueError(

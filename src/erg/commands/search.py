@@ -42,8 +42,9 @@ def search(
     """
     import numpy as np
 
+    from erg.commands.options import without
     from erg.commands.show import tell
-    from erg.durable import write_atomically
+    from erg.durable import check_place, write_atomically
     from erg.embeddings import Embeddings
     from erg.evaluate.knn import nearest
     from erg.explore.search import nearest_codes
@@ -52,6 +53,10 @@ def search(
         raise ValueError(
             f"one item at least is listed, by no fewer than 0 bits (got --k {k}, --bits {bits})."
         )
+    if model is None and method is not None:
+        without(["method"], "without --model no encoder is used")
+    if out is not None:
+        check_place(out)
     bank = Embeddings.load(embeddings)
     if not len(bank):
         raise ValueError(f"{embeddings} holds no item to find. Embed images first.")
@@ -147,7 +152,8 @@ def _name(items: Any, i: int) -> str:
 
 def _embedded(model: Path, query: str, method: str | None) -> Any:
     from erg.apply.embed import embed
+    from erg.commands.options import is_run
     from erg.train.fit import load
 
-    chosen = load(model, method=method) if (model / "run.json").exists() else model
+    chosen = load(model, method=method) if is_run(model, method) else model
     return embed(chosen, query)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -25,7 +27,26 @@ from erg.train.launch import leads
 if TYPE_CHECKING:
     from erg.train.training import Progress as Training
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """What nobody reads, or cannot be shown, ends no work."""
+
+    def on_broken_pipe(self) -> None:
+        """The reader has left (`erg ... | head`): the work goes on, unread."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # also for what waits there to be flushed
+        os.close(nowhere)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Letters that the encoding of stdout lacks are escaped, as stderr does by itself."""
+        stream = self.file
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+        super().print(*objects, **how)
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 _OBEYED = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from erg.data.decode import MAX_BYTES, UnreadableImage
+from erg.data.opening import MAX_BYTES, UnreadableImage
 from erg.data.places import Modest, Place
 from erg.data.source import (
     DataError,
@@ -42,6 +42,12 @@ _BESIDE = (".cls", ".json")
 
 _LABEL_BYTES = 1 << 20
 """Longest of them that is read [bytes]."""
+
+# What the standard library raises on hostile headers.
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, ValueError, LookupError),
+    *(ArithmeticError, NotImplementedError, RecursionError),
+)
 
 _NESTED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".parquet")
 
@@ -74,7 +80,8 @@ class Index:
 
     def __init__(self) -> None:
         self._names = bytearray()
-        self._reasons: list[str] = [""]
+        self._reasons = [""]
+        self._numbers = {"": 0}  # of the reasons
         # End of the name, then `Member` from start to checksum, then deflated and the reason.
         self._columns = [array("q") for _ in range(5)] + [array("b"), array("i")]
         self.ends = np.zeros(1, dtype=np.int64)
@@ -83,9 +90,9 @@ class Index:
         """The members of the next archive, in their order."""
         for name, start, packed, size, checksum, deflated, refused in members:
             self._names += name.encode("utf-8", "surrogatepass")
-            if refused not in self._reasons:
+            reason = self._numbers.setdefault(refused, len(self._reasons))
+            if reason == len(self._reasons):
                 self._reasons.append(refused)
-            reason = self._reasons.index(refused)
             values = (len(self._names), start, packed, size, checksum, deflated, reason)
             for column, value in zip(self._columns, values, strict=True):
                 column.append(value)
@@ -248,9 +255,7 @@ def _members(place: Place, wanted: Callable[[str], bool]) -> list[Member]:
     walk = _of_zip if _is_zip(place) else _of_tar
     try:
         return sorted(walk(place, wanted), key=lambda member: member.name)
-    except (
-        zipfile.BadZipFile, tarfile.TarError, OSError, ValueError, EOFError, NotImplementedError
-    ) as error:  # fmt: skip
+    except _DAMAGE as error:
         raise DataError(
             f"{printable(place.name)} is no archive that can be read ({error}). Check that it is "
             "complete, or pack it again as .zip or uncompressed .tar."
@@ -261,6 +266,10 @@ def _of_zip(place: Place, wanted: Callable[[str], bool]) -> Iterator[Member]:
     with place.open() as stream, zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
             if not wanted(info.filename):
+                continue
+            inside = 0 <= info.header_offset < place.size and info.compress_size <= place.size
+            if not inside or info.file_size >= 1 << 62:
+                yield Member(info.filename, 0, 0, 0, refused="It lies outside the archive.")
                 continue
             refused = _refused(info.filename)
             if info.flag_bits & 1:
@@ -283,6 +292,8 @@ def _of_tar(place: Place, wanted: Callable[[str], bool]) -> Iterator[Member]:
         archive: Any = opened
         for info in opened:
             archive.members = []  # it would keep all of them
+            if info.size < 0 or archive.offset < info.offset_data:  # it would go round for ever
+                raise ValueError("a member has a negative size")
             if not wanted(info.name):
                 continue
             refused = _refused(info.name)
@@ -290,7 +301,8 @@ def _of_tar(place: Place, wanted: Callable[[str], bool]) -> Iterator[Member]:
                 refused = "It is a link, a device or a folder inside an archive."
             elif info.issparse():
                 refused = "It is a sparse file inside an archive."
-            yield Member(info.name, info.offset_data, info.size, info.size, refused=refused)
+            size = 0 if refused else info.size  # a link may claim any
+            yield Member(info.name, info.offset_data, size, size, refused=refused)
 
 
 def _wanted(name: str) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erg.data.decode import UnreadableImage
+from erg.data.opening import MAX_PIXELS, UnreadableImage, check_size
 from erg.data.source import DataError, Item, Source, Spec, printable
 
 TEXTS = frozenset([".txt"])
@@ -48,6 +48,8 @@ def open_array(array: np.ndarray, name: str, spec: Spec, label: str | None) -> S
         raise DataError(
             f"{name} holds no labels, but {label!r} was asked for. Leave out the label."
         )
+    if array.ndim == 2 and array.shape[1] > MAX_PIXELS:
+        raise DataError(f"{what}. Give rows of at most {MAX_PIXELS:,} numbers.")
     whole = array.dtype.kind in "iu" and array.dtype != np.uint8
     if array.size and array.ndim == 2 and whole:
         return Tokens(array, name, spec, vocabulary=int(array.max()) + 1)
@@ -79,11 +81,16 @@ def _scale(array: np.ndarray, name: str) -> float:
 
 
 def as_rgb(image: np.ndarray, scale: float) -> np.ndarray:
-    """One image of any layout as uint8 [h w 3]."""
+    """One image of any layout as uint8 [h w 3].
+
+    Raises:
+        UnreadableImage: it has too many pixels, or none.
+    """
     if image.ndim == 3 and image.shape[-1] not in (1, 3):
         image = image.transpose(1, 2, 0)
     if image.ndim == 2:
         image = image[..., None]
+    check_size((image.shape[1], image.shape[0]))
     if image.dtype != np.uint8:
         image = np.rint(image.astype(np.float64) * scale).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.signal import resample_poly
 
-from erg.data.decode import UnreadableImage, read_file
+from erg.data.files import walk
 from erg.data.manifest import content_hash
+from erg.data.opening import UnreadableImage, read_file
 from erg.data.source import DataError, Source, open_source, printable
 from erg.data.splits import split
 from erg.durable import write_atomically
@@ -209,7 +210,8 @@ def open_clips(
     for i in range(len(source)):
         name = source.path(i)
         try:
-            sound, found = read_wav(_bytes(source, i))
+            encoded = _bytes(source, i)
+            sound, found = read_wav(encoded)
             if not sound.any() or len(sound) < SHORTEST * found:
                 raise UnreadableSound(f"It is silent, or shorter than {SHORTEST} s.")
         except (UnreadableSound, OSError) as error:
@@ -219,7 +221,7 @@ def open_clips(
             read.sounds.append(resample(sound, found, rate))
             total += len(read.sounds[-1])
             held.append(source.label(i))
-            hashes.append(content_hash(_bytes(source, i)))
+            hashes.append(content_hash(encoded))
         if total > MAX_SAMPLES:
             raise DataError(
                 f"{printable(str(data))} holds more than {MAX_SAMPLES / rate / 3600:.0f} hours. "
@@ -255,10 +257,7 @@ def open_clips(
 def _open(path: Path, label: str | None) -> Source:
     """What holds the encoded files; sources do not care what is in them."""
     if path.is_dir():
-        files = sorted(
-            file for file in path.rglob("*")
-            if file.suffix.lower() == ".wav" and not file.name.startswith(".")
-        )  # fmt: skip
+        files = [path / name for name in walk(path, False)[0] if name.lower().endswith(".wav")]
         if not files:
             raise DataError(
                 f"{printable(str(path))} holds no .wav file. Give a folder of them, or a parquet "

@@ -5,23 +5,26 @@ Its sidecar `<file>.json` says of what, with a checksum, so that a foreign, dama
 file is noticed and made again.
 """
 
-import errno
 import glob
 import json
+import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import PIL
 
-from erg.data.decode import UnreadableImage, image_size, shrunk
+from erg.data.decode import shrunk
 from erg.data.manifest import Manifest, build_manifest, in_threads
-from erg.data.source import DataError, Source
+from erg.data.opening import MAX_PIXELS, UnreadableImage, opened
+from erg.data.source import DataError, Item, Source
 from erg.data.stream import Stream, read_again
-from erg.durable import partial_name, read_json, settle, whole_file
+from erg.durable import FULL, partial_name, read_json, settle, whole_file
 from erg.views.pixels import Pixels
 
 FORMAT = 1
@@ -144,21 +147,24 @@ def open_vectors(
     Raises:
         DataError: too many items are unreadable, or items are not what the manifest says.
     """
-    found: list[np.ndarray | None] = []
+    found = np.zeros((len(source), 0))
+
+    def keep(i: int, item: np.ndarray | None) -> None:
+        nonlocal found
+        if item is None:
+            return
+        if not found.size:
+            found = np.zeros((len(source), len(item)), item.dtype)
+        found[i] = item
+
     if manifest is None:
-        manifest = build_manifest(
-            source, max_skipped=max_skipped, sink=lambda _, item: found.append(item),
-            progress=progress,
-        )  # fmt: skip
+        manifest = build_manifest(source, max_skipped=max_skipped, sink=keep, progress=progress)
     else:
         _check_length(source, manifest)
-        hashes, readable = manifest.hashes, set(manifest.ok.tolist())
-        found += [
-            read_again(source, i, hashes[i], None) if i in readable else None
-            for i in range(len(source))
-        ]
-    blank = next((np.zeros_like(item) for item in found if item is not None), np.zeros(0))
-    return manifest, np.stack([blank if item is None else item for item in found])
+        hashes = manifest.hashes
+        for i in manifest.ok.tolist():
+            keep(i, read_again(source, i, hashes[i], None))
+    return manifest, found
 
 
 def _check_length(source: Source, manifest: Manifest) -> None:
@@ -245,7 +251,8 @@ class _Writer:
     def _drop(self) -> None:
         self.memory = bytearray()
         if self.stream is not None and self.file is not None:
-            self.stream.close()
+            with suppress(OSError):  # what is still in its buffer may not fit the disk
+                self.stream.close()
             partial_name(self.file).unlink(missing_ok=True)
 
     def append(self, i: int, pixels: np.ndarray | None) -> None:
@@ -266,7 +273,7 @@ class _Writer:
         try:
             stream.write(pixels.data)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL:
                 raise
             raise DataError(
                 f"the disk of {self.file} is full after {self.bytes:,} bytes of decoded images. "
@@ -346,21 +353,32 @@ def _estimate(source: Source, short_side: int | None) -> float:
     for i in rows.tolist():
         try:
             item = source.item(i)
-            size = item.shape[:2] if isinstance(item, np.ndarray) else image_size(item)
-            sizes.append(3 * np.prod(shrunk((size[0], size[1]), short_side)))
+            sizes.append(3 * math.prod(shrunk(_stored_size(item), short_side)))
         except (UnreadableImage, OSError):
             continue  # the pass over all items reports it
     return len(source) * float(np.mean(sizes)) if sizes else 0.0
 
 
+def _stored_size(item: Item) -> tuple[int, int]:
+    """The two sides of an image [pixels], not turned: for that some formats are decoded whole."""
+    if isinstance(item, np.ndarray):
+        return item.shape[0], item.shape[1]
+    with opened(item, MAX_PIXELS) as image:
+        return image.size
+
+
 def default_budget(file: Path | None) -> int:
-    """A third of what is free [bytes]: of the disk the file will lie on, or of the memory."""
+    """A third of what is free [bytes]: of the disk the file will lie on, or of the memory.
+
+    Memory is shared among the processes of a machine, each of which keeps the images.
+    """
     if file is None:
-        return free_memory() // 3
+        return free_memory() // 3 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     folder = file.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free // 3
+    own = file.stat().st_size if file.exists() else 0  # of this run, from before it was stopped
+    return (shutil.disk_usage(folder).free + own) // 3
 
 
 def free_memory() -> int:

@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from erg.data.arrays import as_rgb
-from erg.data.decode import UnreadableImage, to_rgb
-from erg.data.source import Item, Source
+from erg.data.decode import to_rgb
+from erg.data.opening import UnreadableImage, check_size
+from erg.data.source import Item, Source, label_of
 
 
 @runtime_checkable
@@ -33,7 +34,7 @@ class Indexed(Source):
     def __init__(self, data: DataSet, labelled: bool) -> None:
         self.data, self.labelled = data, labelled
         self.names = [str(name) for name in getattr(data, "classes", [])]
-        self.labels: dict[int, str] = {}
+        self.labels: dict[int, str | None] = {}
         self.lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -49,6 +50,7 @@ class Indexed(Source):
             if self.labelled and rest:
                 self.labels[i] = self._label_name(rest[0])
             if isinstance(image, Image.Image):
+                check_size(image.size)
                 return to_rgb(image)
         array = np.asarray(image)
         colours = array.ndim == 2 or (array.ndim == 3 and {1, 3} & {array.shape[0], array.shape[2]})
@@ -58,10 +60,10 @@ class Indexed(Source):
             raise UnreadableImage("Its numbers are outside [0, 1], perhaps already normalised.")
         return as_rgb(array, 255.0)
 
-    def _label_name(self, label: Any) -> str:
-        if self.names and 0 <= int(label) < len(self.names):
-            return self.names[int(label)]
-        return str(label)
+    def _label_name(self, label: Any) -> str | None:
+        if hasattr(label, "item") and np.asarray(label).size == 1:  # of NumPy or PyTorch
+            label = label.item()
+        return label_of(label, self.names)
 
     def offset(self, i: int) -> int:
         return i

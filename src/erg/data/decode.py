@@ -1,42 +1,21 @@
-"""From the bytes of an image file to uint8 RGB: every odd mode, and nothing hostile.
+"""From the bytes of an image file to uint8 RGB, upright, of every odd mode.
 
-The allow-list leaves out formats that run other programs or whose parsers are a known risk (EPS,
-PDF, FITS, PSD, WMF). Colour profiles (ICC) are not applied.
+Colour profiles (ICC) are not applied.
 """
 
-import functools
-import io
 import math
-import os
-import re
-import stat
-import struct
 import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageFile, ImageStat, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageStat
 
-# fmt: off
-SUFFIXES = frozenset([
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif",
-    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ico", ".tga", ".avif",
-    ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf",
-])
-# fmt: on
-"""Endings, in lower case, of files that are taken for images when a folder is searched."""
+from erg.data.opening import MAX_PIXELS, UnreadableImage, opened, plain_errors
 
-MAX_PIXELS = 64_000_000
-"""Largest image decoded [pixels]; a damaged or hostile header can claim any size."""
-
-MAX_BYTES = 1 << 29
-"""Largest image file read into memory [bytes]."""
-
-_ALLOWED = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+_MANY = 16_000_000
+_many_pixels = threading.Lock()  # one of 64 million in 16-bit colour takes 2 GB
 
 # Pillow keeps the high byte of 16-bit colour. Reading the same samples as if they had the other
 # byte order gives the low byte.
@@ -47,18 +26,6 @@ _OTHER_BYTE = {
 }
 # Grey with opacity has no such pair; as four plain bytes it is all there: grey, grey, alpha, alpha.
 _OTHER_BYTE["LA;16B"] = "RGBA"
-
-
-class UnreadableImage(ValueError):
-    """A file that is not decoded.
-
-    Args:
-        reason: why, as one plain sentence.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def load_rgb(
@@ -92,23 +59,29 @@ def measure_and_load(
     Raises:
         UnreadableImage: as those.
     """
-    with _opened(file, max_pixels) as image:
+    with opened(file, max_pixels) as image:
         whole = image.size  # a draft changes it
         size = shrunk(whole, short_side)
         if size != whole:
             # JPEG can skip fine detail while decoding; twice the size leaves the filter its work.
             image.draft(None, (2 * size[0], 2 * size[1]))
-        swapped = _swapped(image)
-        if swapped is None:
-            rgb = _to_rgb(image)
-        else:
-            with _opened(file, max_pixels) as again:
-                again.tile = swapped
-                rgb = _deep_colour(image, again)
-        if short_side is not None and min(rgb.size) > short_side:
-            rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        orientation = _turned(image)
-        return _across(whole, orientation), np.array(_upright(rgb, orientation))
+        with _in_turn(image.size):
+            swapped = _swapped(image)
+            if swapped is None:
+                rgb = _to_rgb(image)
+            else:
+                with opened(file, max_pixels) as again:
+                    again.tile = swapped
+                    rgb = _deep_colour(image, again)
+            if short_side is not None and min(rgb.size) > short_side:
+                rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+            orientation = _turned(image)
+            return _across(whole, orientation), np.array(_upright(rgb, orientation))
+
+
+def _in_turn(size: tuple[int, int]) -> AbstractContextManager[Any]:
+    """What images of many pixels are decoded in: one at a time, whatever the number of threads."""
+    return _many_pixels if math.prod(size) > _MANY else nullcontext()
 
 
 def image_size(file: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -117,7 +90,7 @@ def image_size(file: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int
     Raises:
         UnreadableImage: no header can be read, or it claims too many pixels.
     """
-    with _opened(file, max_pixels) as image:
+    with opened(file, max_pixels) as image:
         return _across(image.size, _turned(image))
 
 
@@ -127,7 +100,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     Raises:
         UnreadableImage: it cannot be decoded or converted.
     """
-    with _plain_errors():
+    with plain_errors():
         return np.array(_upright(_to_rgb(image), _turned(image)))
 
 
@@ -148,129 +121,6 @@ def shrink(rgb: np.ndarray, short_side: int | None) -> np.ndarray:
         return rgb
     image = Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     return np.array(image)
-
-
-# Opening -------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _ALLOWED if name in Image.OPEN)
-
-
-@contextmanager
-def _opened(file: bytes | Path, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
-    """The image with its header read and checked; whatever goes wrong becomes UnreadableImage."""
-    with _plain_errors(), _silent:
-        data = file if isinstance(file, bytes) else read_file(file)
-        if not data:
-            raise UnreadableImage("The file is empty.")
-        _check_icon(data, max_pixels)
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            _check_size(image.size, max_pixels)
-            yield image
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Pipes, sockets, devices and folders are refused unopened.
-
-    Raises:
-        UnreadableImage: it is no regular file, or has more than `MAX_BYTES`.
-        OSError: it cannot be read.
-    """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise UnreadableImage(f"It is a {_file_kind(found.st_mode)}, not a file.")
-    if found.st_size > MAX_BYTES:
-        raise UnreadableImage(f"{found.st_size:,} bytes are more than the limit of {MAX_BYTES:,}.")
-    with open(path, "rb") as stream:
-        return stream.read(found.st_size)  # any larger number is allocated first
-
-
-def _file_kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "folder"
-    if stat.S_ISFIFO(mode):
-        return "pipe"
-    return "socket" if stat.S_ISSOCK(mode) else "device"
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise UnreadableImage("The image has no pixels.")
-    if width * height > max_pixels:
-        raise UnreadableImage(
-            f"{width:,} x {height:,} pixels are more than the limit of {max_pixels:,}."
-        )
-
-
-def _check_icon(data: bytes, max_pixels: int) -> None:
-    """Check the images inside an icon: Pillow decodes them while opening, whatever their size."""
-    if data[:4] != b"\0\0\1\0":
-        return
-    count = struct.unpack_from("<H", data, 4)[0]
-    for entry in range(6, 6 + 16 * count, 16):
-        start = struct.unpack_from("<I", data, entry + 12)[0]
-        if data[start : start + 4] == b"\x89PNG":
-            _check_size(struct.unpack_from(">II", data, start + 16), max_pixels)
-        else:
-            _check_size(struct.unpack_from("<II", data, start + 4), max_pixels)
-
-
-class _Silence:
-    """Silences Pillow's own warnings (of suspicious sizes, odd metadata) while any thread decodes.
-
-    `warnings.catch_warnings` would restore a whole list that another thread may have changed; here
-    exactly one entry is added and removed.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.entry = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.inside += 1
-            filters = cast(list[Any], warnings.filters)
-            if self.entry not in filters[:1]:
-                filters.insert(0, self.entry)
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            filters = cast(list[Any], warnings.filters)
-            while self.inside == 0 and self.entry in filters:
-                filters.remove(self.entry)
-
-
-_silent = _Silence()
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    try:
-        yield
-    except UnreadableImage:
-        raise
-    except Exception as error:  # Pillow raises some twenty types on hostile bytes
-        raise UnreadableImage(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """One sentence, the same on every run (no addresses) and safe to print."""
-    if isinstance(error, UnidentifiedImageError):
-        return "It is not an image of a known format."
-    if isinstance(error, Image.DecompressionBombError):
-        return "The header claims more pixels than the limit."
-    if isinstance(error, MemoryError):
-        return "Decoding it needs more memory than there is."
-    if isinstance(error, OSError) and error.errno:
-        return f"It cannot be read ({os.strerror(error.errno)})."
-    message = re.sub(r"0x[0-9a-f]+|[^ -~]", "", str(error).split("\n")[0])[:100]
-    return f"The image is damaged ({message or type(error).__name__})."
 
 
 # Pixels --------------------------------------------------------------------------------------
@@ -400,7 +250,9 @@ def _stretched(values: np.ndarray) -> Image.Image:
     if low == high:
         grey[:] = int(low) >> 8 if values.dtype.itemsize == 2 else 128
     else:
-        for row, line in enumerate(values):
-            unit = np.nan_to_num((line.astype(np.float64) - low) / (high - low), nan=0.0)
-            grey[row] = np.rint(unit.clip(0, 1) * 255)
+        rows = max(1, (1 << 20) // values.shape[1])  # at a time, as the numbers become float64
+        for start in range(0, len(values), rows):
+            lines = values[start : start + rows].astype(np.float64)
+            unit = np.nan_to_num((lines - low) / (high - low), nan=0.0)
+            grey[start : start + rows] = np.rint(unit.clip(0, 1) * 255)
     return Image.fromarray(np.broadcast_to(grey, (*grey.shape[:2], 3)).copy())

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from erg.data.archives import Archives, is_archive_name
-from erg.data.decode import read_file
-from erg.data.places import Local
+from erg.data.opening import read_file
+from erg.data.places import Local, allow_handles
 from erg.data.source import (
     DataError,
     Item,
@@ -81,8 +81,10 @@ def open_folder(root: Path, label: str | None, follow_links: bool) -> Source:
     others = [name for name in found if not is_image_name(name)]
     files = [] if names else [name for name in others if (root / name).is_file()]
     if parts := [name for name in files if Path(name).suffix.lower() in PARQUET]:
+        allow_handles(2 * len(parts), str(root))
         return open_parquet([Local(root / name, name) for name in parts], str(root), label)
     if shards := [name for name in files if is_archive_name(name)]:
+        allow_handles(len(shards), str(root))
         return Archives([Local(root / name, name) for name in shards], str(root), label)
     if others:
         endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in others)
@@ -108,34 +110,43 @@ def walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
     """Names of all files below a folder, sorted, and what was left out, counted.
 
     A link to a folder inside the root adds nothing and is not followed, so there are no loops; a
-    link out of the root is followed only when asked, and each folder is entered once.
+    link out of the root is followed only when asked, and then each folder is entered once.
     """
     real_root = os.path.realpath(root)
     found: list[str] = []
     left_out: Counter[str] = Counter()
-    entered: set[str] = set()
+    entered: set[tuple[int, int]] = set()
     waiting = [""]
     while waiting:
         prefix = waiting.pop()
+        folder = os.path.join(root, prefix)
         try:
-            with os.scandir(os.path.join(root, prefix)) as inside:
-                entries = list(inside)
+            if follow_links:
+                about = os.stat(folder)
+                if (about.st_dev, about.st_ino) in entered:
+                    continue
+                entered.add((about.st_dev, about.st_ino))
+            with os.scandir(folder) as inside:
+                # The first one by name is entered first, whatever the disk's own order.
+                entries = sorted(inside, key=lambda entry: entry.name, reverse=True)
         except OSError:
             left_out["folders that cannot be opened"] += 1
             continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
-            is_folder = os.path.isdir(entry.path)  # False for a link to itself
+            try:
+                is_folder = entry.is_dir()  # costs nothing, but for links
+            except OSError:  # a link to itself
+                is_folder = False
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 inside = (target + os.sep).startswith(real_root.rstrip(os.sep) + os.sep)
                 if not inside and not follow_links:
                     left_out["links out of the folder (follow_links=True follows them)"] += 1
                     continue
-                if is_folder and (inside or target in entered):
+                if is_folder and inside:
                     continue
-                entered.add(target)
             name = prefix + entry.name
             waiting.append(name + "/") if is_folder else found.append(name)
     return sorted(found), left_out

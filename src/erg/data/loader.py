@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from erg.data.ahead import ahead
+from erg.views.make import make_tokens, make_vectors, make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import Plan
 from erg.views.random import permutation
-from erg.views.render import make_tokens, make_vectors, make_views
 from erg.views.types import Output, Views
 
 

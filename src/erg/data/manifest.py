@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from erg.data.decode import MAX_PIXELS, UnreadableImage, image_size, measure_and_load
+from erg.data.decode import image_size, measure_and_load
+from erg.data.opening import MAX_PIXELS, UnreadableImage
 from erg.data.source import DataError, Item, Source, decode_item
 from erg.durable import open_regular, whole_file
 
@@ -56,10 +57,13 @@ class Row(NamedTuple):
 
 
 def default_threads() -> int:
-    """The cores this process may use, at most 8: decoding rarely gains from more."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(8, len(os.sched_getaffinity(0)))
-    return min(8, os.cpu_count() or 1)
+    """The cores this process may use, at most 8: decoding rarely gains from more.
+
+    Those of a machine are shared among the processes that torchrun starts on it.
+    """
+    counted = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if counted else os.cpu_count() or 1
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class Manifest:

@@ -1,5 +1,6 @@
 """Images with masks of what stands out in them, row by row."""
 
+import errno
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from erg.data.cache import Cache, Progress, open_images
 from erg.data.files import Files, walk
 from erg.data.manifest import Manifest
-from erg.data.source import DataError, Source, is_image_name, printable, suggestion
+from erg.data.source import DataError, Item, Source, is_image_name, printable, suggestion
 from erg.data.stream import Stream
 from erg.data.tables import Parquet
 from erg.views.pixels import Pixels
@@ -53,8 +54,9 @@ def _masks_in(folder: Path, source: Files) -> Files:
                 f"the masks in {shown!r} lie in the folder of the images, where they are taken for "
                 "images themselves. Move them beside it."
             )
-    found = {name for name in walk(folder, follow_links=False)[0] if is_image_name(name)}
-    named = {os.path.splitext(name)[0]: name for name in sorted(found, reverse=True)}
+    found = set(walk(folder, follow_links=False)[0])
+    images = sorted(filter(is_image_name, found), reverse=True)
+    named = {os.path.splitext(name)[0]: name for name in images}
     names = [
         name if name in found else named.get(os.path.splitext(name)[0], name)
         for name in source.names
@@ -65,13 +67,26 @@ def _masks_in(folder: Path, source: Files) -> Files:
             f"none of {len(source):,} images has a mask in {shown!r}. The mask of "
             f"{source.path(0)!r} has to have that name there, but for the ending."
         )
-    return Files(
+    masks = _Masks(
         [os.path.join(folder, name) for name in names],
         names,
         labelled=False,
         spec=str(folder),
         text=f"masks in {shown} of {present:,} of {len(source):,} images",
     )
+    masks.found = found
+    return masks
+
+
+class _Masks(Files):
+    """Files of which only those found are opened: a link out of their folder is not."""
+
+    found: set[str]
+
+    def item(self, i: int) -> Item:
+        if self.names[i] not in self.found:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.files[i])
+        return super().item(i)
 
 
 class Masked:

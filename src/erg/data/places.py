@@ -6,6 +6,7 @@ import re
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,33 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 def is_remote(data: str) -> bool:
     """Whether text is a network address rather than a path."""
     return _URL.match(data) is not None
+
+
+def allow_handles(count: int, what: str) -> None:
+    """Raise the limit of open files of this process as far as it may, where these need it.
+
+    Args:
+        count: of files that are to be open at once.
+        what: they are, for the error.
+
+    Raises:
+        DataError: they are more than it may open.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count + 256:  # the rest is for everything else
+        return
+    wanted = count + 256 if hard == resource.RLIM_INFINITY else min(hard, count + 256)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if (allowed := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < count:
+        raise DataError(
+            f"{printable(what)} needs {count:,} open files, and this system allows {allowed:,}. "
+            "Pack it into fewer files, or raise the limit (ulimit -n)."
+        )
 
 
 class Place(ABC):

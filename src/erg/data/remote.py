@@ -3,7 +3,7 @@
 from typing import Any
 
 from erg.data import archives, tables
-from erg.data.decode import MAX_BYTES, SUFFIXES, UnreadableImage
+from erg.data.opening import MAX_BYTES, SUFFIXES, UnreadableImage
 from erg.data.places import Remote, system_of
 from erg.data.source import (
     DataError,

@@ -1,11 +1,12 @@
 """Where images come from: one class per kind of source, one way to read them all.
 
 A source numbers its items; the number never changes while it is open. Folders and archives give
-the files with an image ending (`decode.SUFFIXES`); files without an ending are left out, since a
+the files with an image ending (`opening.SUFFIXES`); files without an ending are left out, since a
 README has none either: name such files in a list. Hidden files and `__MACOSX` are left out too.
 """
 
 import difflib
+import math
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -15,7 +16,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from erg.data.decode import SUFFIXES, load_rgb, shrink
+from erg.data.decode import load_rgb, shrink
+from erg.data.opening import SUFFIXES
 
 Item = bytes | np.ndarray
 """What a source holds of an item: an encoded file, pixels uint8 [h w 3], a vector [d] or tokens."""
@@ -210,6 +212,17 @@ def is_hidden(name: str) -> bool:
 def folder_label(name: str) -> str | None:
     """The folder an image lies in, relative to the source; None at the top."""
     return printable(name.rpartition("/")[0]) or None
+
+
+def label_of(value: Any, names: Sequence[str]) -> str | None:
+    """A label as text; None where there is none, which tables write as "", NaN or, where numbers
+    have names, as a negative number."""
+    empty = isinstance(value, str) and not value
+    if value is None or empty or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if names and isinstance(value, int) and value < len(names):
+        return names[value] if value >= 0 else None
+    return str(value)
 
 
 def check_folder_label(label: str | None, what: str) -> bool:

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from erg.data.decode import UnreadableImage
 from erg.data.manifest import Manifest, content_hash, default_threads, with_name
+from erg.data.opening import UnreadableImage
 from erg.data.source import DataError, Source, decode_item
 from erg.views.pixels import Pixels
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from erg.data.decode import UnreadableImage
+from erg.data.opening import UnreadableImage
 from erg.data.places import Place
-from erg.data.source import DataError, Item, Source, Spec, printable
+from erg.data.source import DataError, Item, Source, Spec, label_of, printable
 
 PARQUET = frozenset([".parquet", ".pq"])
 """Endings of tables."""
@@ -54,6 +54,7 @@ class Parquet(Source):
         self.starts = np.cumsum([0, *(n for _, _, n in counts)])
         self.lock = threading.Lock()
         self.held: OrderedDict[int, Any] = OrderedDict()
+        self.refused: dict[int, str] = {}
         self.names = self._strings("path") if _has_strings(schemas, "path") else None
         self.labels = self._labels(label) if label else None
         self.hint = ""
@@ -81,40 +82,70 @@ class Parquet(Source):
     def _column_of(self, group: int) -> Any:
         """The images of a row group, read by one thread at a time."""
         with self.lock:
+            if group in self.refused:
+                raise UnreadableImage(self.refused[group])
             if group not in self.held:
-                self.held[group] = self._read_group(*self.groups[group])
+                self._let_go(self._claimed(*self.groups[group]))
+                try:
+                    column = self._read_group(*self.groups[group])
+                except UnreadableImage as error:
+                    self.refused[group] = error.reason
+                    raise
+                self._let_go(column.nbytes)
+                self.held[group] = column
             self.held.move_to_end(group)
-            while len(self.held) > 1 and sum(c.nbytes for c in self.held.values()) > _HELD_BYTES:
-                self.held.popitem(last=False)
             return self.held[group]
 
+    def _let_go(self, size: int) -> None:
+        """Forget the row groups used longest ago until one of this size [bytes] has room."""
+        while self.held and size + sum(c.nbytes for c in self.held.values()) > _HELD_BYTES:
+            self.held.popitem(last=False)
+
+    def _claimed(self, t: int, g: int) -> int:
+        """What the images of a row group take, as the table says [bytes]."""
+        about = self.tables[t].parquet.metadata.row_group(g)
+        chunks = [about.column(c) for c in range(about.num_columns)]
+        inside = f"{self.column}."  # the columns of a struct
+        return sum(
+            c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(inside)
+        )
+
     def _read_group(self, t: int, g: int) -> Any:
-        """The images of a row group, a few at a time: a small file may hold one large one often."""
+        """The images of a row group, weighed singly: a small file may hold a large one often."""
         import pyarrow as pa
 
         parts: list[Any] = []
-        batches = self.tables[t].parquet.iter_batches(64, row_groups=[g], columns=[self.column])
+        joined: list[Any] = []
+        taken = 0
+        batches = self.tables[t].parquet.iter_batches(1, row_groups=[g], columns=[self.column])
         try:
             for batch in batches:
                 parts.append(batch.column(self.column))
-                if sum(part.nbytes for part in parts) > _GROUP_BYTES:
+                taken += parts[-1].nbytes
+                if taken > _GROUP_BYTES:
                     raise UnreadableImage(
                         f"Its row group holds more than {_GROUP_BYTES >> 30} GiB of images. Write "
                         "the table again with fewer rows a group."
                     )
+                if len(parts) == 1024:  # as an array of its own takes more than a small image
+                    joined.append(pa.concat_arrays(parts))
+                    parts = []
         except (pa.ArrowException, ValueError) as error:
             if isinstance(error, UnreadableImage):
                 raise
             raise UnreadableImage("Its row group in the table is damaged.") from error
         kind = self.tables[t].column_type(self.column)
-        return pa.concat_arrays(parts) if parts else pa.array([], kind)
+        return pa.concat_arrays([*joined, *parts]) if joined or parts else pa.array([], kind)
 
     def _strings(self, column: str) -> list[Any]:
         return [v for t in self.tables for v in t.read([column])[column].to_pylist()]
 
     def _labels(self, column: str) -> list[str | None]:
-        names = _label_names(self.tables[0].schema, column)
-        return [_label(value, names) for value in self._strings(column)]
+        found: list[str | None] = []
+        for table in self.tables:
+            names = _label_names(table.schema, column)
+            found += [label_of(v, names) for v in table.read([column])[column].to_pylist()]
+        return found
 
     def masks(self, column: str) -> "Parquet":
         """The same rows, of which another column is the images.
@@ -152,13 +183,14 @@ def open_parquet(files: Sequence[Place], spec: str, label: str | None) -> Parque
 
     try:
         table = Parquet(files, spec, label)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
         if isinstance(error, DataError):
             raise
         names = ", ".join(printable(file.name) for file in files[:3])
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"{names} cannot be read as parquet ({str(error).splitlines()[0]}). Write the table "
-            "again, for example with pyarrow."
+            f"{names} cannot be read as parquet ({reason}). Write the table again, for example "
+            "with pyarrow."
         ) from error
     if not len(table):
         raise DataError(f"{printable(files[0].name)} has no rows. Give a table with images.")
@@ -236,11 +268,3 @@ def _label_names(schema: Any, column: str) -> list[str]:
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _label(value: Any, names: list[str]) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, int) and 0 <= value < len(names):
-        return names[value]
-    return str(value)

@@ -25,7 +25,7 @@ FIGURES = {
     "travel": ("denoisers.Travel", "F4: where a denoising autoencoder moves points, and how far"),
     "score": ("denoisers.Score", "F4: the same field beside the score of the blurred data"),
     "queries": ("planes.Queries", "T07: completion of y2 from y1, projection on the manifold"),
-    "training": ("descents.Training", "energies before and after, any --method on any --world"),
+    "training": ("descents.Training", "energies F(y) before and after, by --method and --world"),
     "inference": ("angles.Inference", "F5: finding the latent of an ellipse, in z and in y"),
     "free-energy": ("angles.FreeEnergies", "F6: F_beta from cold to warm, before and after"),
     "horn": ("angles.Horn", "F7: ellipses that depend on x, before and after training"),

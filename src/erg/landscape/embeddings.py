@@ -15,9 +15,9 @@ from erg.landscape.draw import Canvas, Figure
 from erg.landscape.learn import MLP, check_steps, learn, method
 from erg.landscape.pictures import photograph
 from erg.train.run import Optimiser
+from erg.views.make import make_views
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, WHOLE, Augmentation, Masking, Plan, two_views
-from erg.views.render import make_views
 from erg.views.types import View
 
 SHAPINGS: dict[str, dict[str, Any]] = {

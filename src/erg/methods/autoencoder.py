@@ -68,9 +68,7 @@ class Autoencoder(Method):
         self.output, self.crop = output, crop
         self.squeeze = nn.Linear(encoder.dim, dim)  # W, b
         self.widen = nn.Linear(dim, encoder.dim)
-        self.decoder = decoder_for(
-            encoder.dim, encoder.image_size, image=bool(encoder.mean), width=width
-        )
+        self.decoder = decoder_for(encoder, encoder.dim, width=width)
         self.after_step(0.0)
 
     def plan(self) -> Plan:

@@ -65,6 +65,7 @@ class BERT(Method):
             )
         self.blank, self.random = blank, random
         self.masking = Masking(grid=encoder.grid, ratio=ratio)
+        # the mask token, [MASK] in the paper
         self.unknown = nn.Parameter(torch.zeros(encoder.dim).normal_(std=0.02))
         self.head = nn.Linear(encoder.dim, encoder.vocabulary)
 

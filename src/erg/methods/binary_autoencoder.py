@@ -56,7 +56,7 @@ class BinaryAutoencoder(Method):
         self.bits, self.noise, self.active, self.weight = bits, noise, active, weight
         self.crop = crop
         self.code = nn.Linear(encoder.dim, bits)  # W, b
-        self.decoder = decoder_for(bits, encoder.image_size, image=bool(encoder.mean), width=width)
+        self.decoder = decoder_for(encoder, bits, width=width)
 
     def plan(self) -> Plan:
         return Plan(main=(replace(LIGHT, crop=(self.crop, 1.0)),), pairs="alone")

@@ -72,12 +72,15 @@ class ClusterFit(Method):
         if self.started:
             return
         generator = torch.Generator().manual_seed(self.seed)
-        found = inference.spread_out(features, len(self.centroids), generator)
+        found = inference.kmeans_plus_plus(features, len(self.centroids), generator)
         for _ in range(self.iterations):
-            found, _ = inference.lloyd_step(features, found)
+            found = inference.lloyd_step(features, found)
         self.centroids.copy_(found)
         self.start_anew()
         self.started.fill_(True)
+
+    def needs_features(self) -> bool:
+        return not self.started
 
     def start_anew(self) -> None:
         """Random weights in place of the finished ones: an optimiser may hold them already."""

@@ -9,7 +9,8 @@ from torch import Tensor
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.decoder import decoder_for
+from erg.parts.decoder import ConvDecoder
+from erg.parts.hidden import hidden_pixels
 from erg.views.plan import Augmentation, Masking, Plan
 from erg.views.types import View, Views
 
@@ -69,7 +70,7 @@ class ContextEncoder(Method):
             )
         self.region, self.ratio, self.crop = region, ratio, crop
         self.hole, self.border, self.border_weight = hole, border, border_weight
-        self.decoder = decoder_for(encoder.dim, size, image=True, width=width)
+        self.decoder = ConvDecoder(encoder.dim, size, width=width)
 
     def plan(self) -> Plan:
         masking = Masking(grid=(SQUARES, SQUARES), ratio=self.ratio)
@@ -82,14 +83,7 @@ class ContextEncoder(Method):
         """Where x is hidden."""
         if self.region == "centre":
             return self.square(x, round(self.border * x.data.shape[-1]))
-        if x.mask is None:
-            raise ValueError(
-                "random regions need views with masks (got one without). Use the plan of "
-                "ContextEncoder."
-            )
-        squares = x.mask.hidden.any(dim=1).reshape(len(x), 1, *x.mask.grid)
-        side = x.data.shape[-1] // SQUARES
-        return squares.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+        return hidden_pixels(x.need_mask("ContextEncoder"), x.data.shape[-1] // SQUARES)
 
     def square(self, x: View, margin: int) -> Bool[Tensor, "b 1 h w"]:
         """The centred hole without a margin."""

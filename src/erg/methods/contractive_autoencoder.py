@@ -61,11 +61,10 @@ class ContractiveAutoencoder(Method):
         self.crop = crop
         self.code = nn.Linear(encoder.dim, dim or encoder.dim)  # W, b
         self.offset = nn.Parameter(torch.zeros(encoder.dim))  # c
-        image = bool(encoder.mean)
         self.decoder = (
             nn.Identity()
             if isinstance(encoder, Identity)
-            else decoder_for(encoder.dim, encoder.image_size, image=image, width=width)
+            else decoder_for(encoder, encoder.dim, width=width)
         )
 
     def plan(self) -> Plan:

@@ -92,7 +92,7 @@ class ConvolutionalSparseCoding(Method):
     def infer(self, y: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
         """argmin_z, by FISTA from z = 0."""
         filters = self.filters.transpose(0, 1)
-        return inference.shrinking(
+        return inference.proximal_gradient(
             lambda z: conv_transpose2d(conv2d(z, filters) - y, filters),
             torch.zeros_like(conv_transpose2d(y, filters)),
             (1 + 1e-6) * self.curvature(), self.sparsity, iterations=self.iterations,
@@ -128,3 +128,6 @@ class ConvolutionalSparseCoding(Method):
             self.mean.copy_(images.mean(dim=(0, 2, 3))[:, None, None])
             self.scale.copy_((images - self.mean).square().mean().sqrt().clamp_min(1e-6))
             self.started.fill_(True)
+
+    def needs_features(self) -> bool:
+        return not self.started

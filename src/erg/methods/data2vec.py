@@ -19,8 +19,8 @@ class Data2Vec(Method):
     x is an image with a learned token in the place of what is hidden, y the whole of it; t' is the
     mean over the teacher's K topmost blocks of their tokens, each normalised over its features,
     and normalised once more (Baevski et al. 2022, eq. 1 and section 3.3); h is |e| - beta / 2, or
-    e^2 / (2 beta) where |e| < beta. The teacher is theta' <- m theta' + (1 - m) theta after every
-    step.
+    e^2 / (2 beta) where |e| < beta, and the mean over features. The teacher is
+    theta' <- m theta' + (1 - m) theta after every step.
 
     Departs from the paper: positions and initial weights are the encoder's own, and so is the class
     token, of which nothing is asked, so that a ViT is best built with global_pool = avg and
@@ -57,7 +57,7 @@ class Data2Vec(Method):
             )
         self.top, self.beta, self.momentum, self.crop = top, beta, momentum, crop
         self.masking = Masking(grid=grid, ratio=ratio, kind="blocks")
-        self.blank = nn.Parameter(torch.zeros(encoder.dim).normal_(std=0.02))
+        self.blank = nn.Parameter(torch.zeros(encoder.dim).normal_(std=0.02))  # the mask token
         self.teacher = Teacher(encoder)
 
     def plan(self) -> Plan:
@@ -80,7 +80,7 @@ class Data2Vec(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         errors = energy.smooth_l1(self.predict(x), self.target(y), self.beta)  # [b n]
-        return energy.over_hidden(errors, x.need_mask("Data2Vec").hidden.any(dim=1))
+        return energy.masked_mean(errors, x.need_mask("Data2Vec").hidden.any(dim=1))
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)

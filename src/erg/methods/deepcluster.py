@@ -32,7 +32,7 @@ class DeepCluster(Method):
     known beforehand, which k-means must find.
 
     Args:
-        size: rows of the bank, at least as many as images.
+        size: rows of the memory, at least as many as images.
         clusters: number of centroids of each head; a set of fewer images than that is refused.
         heads: number of clusterings.
         iterations: of k-means.
@@ -77,7 +77,7 @@ class DeepCluster(Method):
     def embed(self, *crops: View) -> Float[Tensor, "all d"]:
         return energy.normalise(self.projector(by_size(self.encoder, crops)))
 
-    def tells(
+    def cross_entropy(
         self, z: Float[Tensor, "b d"], head: int, cluster: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """-log softmax(c . z / T) at the cluster."""
@@ -85,23 +85,24 @@ class DeepCluster(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         z, m = self.embed(x), self.embed(y)
-        told = [
-            self.tells(z, head, inference.nearest(m, c)) for head, c in enumerate(self.centroids)
+        errors = [
+            self.cross_entropy(z, head, inference.nearest(m, c))
+            for head, c in enumerate(self.centroids)
         ]
-        return torch.stack(told).mean(dim=0)
+        return torch.stack(errors).mean(dim=0)
 
     def loss(self, views: Views, progress: float) -> Loss:
         crops = [*views.need(2), *views.local]
         z = self.embed(*crops).chunk(len(crops))
-        told: list[Tensor] = []
+        errors: list[Tensor] = []
         for head, c in enumerate(self.centroids):
             m = self.remembered(head % 2, views.index, z[head % 2])
             cluster = inference.nearest(m, c)
-            told += [self.tells(each, head, cluster) for each in z]
+            errors += [self.cross_entropy(each, head, cluster) for each in z]
         if self.training:
             for i in range(2):
                 self.bank(i).update(views.index, z[i], momentum=0.0)
-        return Loss(pull={"cluster": distributed.mean(torch.stack(told, dim=1)).mean()})
+        return Loss(pull={"cluster": distributed.mean(torch.stack(errors, dim=1)).mean()})
 
     def remembered(
         self, i: int, index: Int[Tensor, " b"], z: Float[Tensor, "b d"]
@@ -129,6 +130,9 @@ class DeepCluster(Method):
         for head, c in enumerate(self.centroids):
             c.copy_(self.on_the_sphere(points[head % 2], generator))
 
+    def needs_features(self) -> bool:
+        return not self.bank(0).rows.any()  # later on, what is remembered is enough
+
     def on_the_sphere(
         self, z: Float[Tensor, "n d"], generator: torch.Generator
     ) -> Float[Tensor, "k d"]:
@@ -138,5 +142,5 @@ class DeepCluster(Method):
             raise ValueError(f"{k} clusters need as many images (got {len(z)}). Lower clusters.")
         c = z[torch.randperm(len(z), generator=generator)[:k].to(z.device)]
         for _ in range(self.iterations):
-            c = energy.normalise(inference.lloyd_step(z, c)[0])
+            c = energy.normalise(inference.lloyd_step(z, c))
         return c

@@ -66,7 +66,7 @@ class DelayedTransformer(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         """0 where y is empty: of it nothing has to be predicted."""
-        return energy.over_hidden(self.by_place(x, y), y.data[:, self.given :] >= 0)
+        return energy.masked_mean(self.by_place(x, y), y.data[:, self.given :] >= 0)
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)

@@ -54,9 +54,7 @@ class DenoisingAutoencoder(Method):
             raise ValueError(f"extreme is a probability in [0, 1] (got {extreme}).")
         self.noise, self.zeroed, self.extreme = noise, zeroed, extreme
         self.relative = relative and bool(encoder.mean)
-        self.decoder = decoder_for(
-            encoder.dim, encoder.image_size, image=bool(encoder.mean), width=width
-        )
+        self.decoder = decoder_for(encoder, encoder.dim, width=width)
 
         if extreme:  # of normalised pixels, black and white; of vectors what is seen
             mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))

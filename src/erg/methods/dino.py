@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center, Sharpening
+from erg.parts.centre import Centre, Sharpening
 from erg.parts.crops import by_size, multi_crop
 from erg.parts.heads import CosineLinear, code_projector
 from erg.parts.teacher import Teacher
@@ -22,17 +22,17 @@ class DINO(Method):
     """F(x, y) = -sum_k p'_k(y) log p_k(x): a slow teacher's soft code of y predicted from x.
 
     p = softmax(s(x) / T) of the student and p' = softmax((s'(y) - c) / T') of the teacher, s the
-    cosines with k learned directions (Caron et al. 2021, eq. 1 to 3). L is the mean of F over all
+    cosines with k learned prototypes (Caron et al. 2021, eq. 1 to 3). L is the mean of F over all
     pairs of a large crop y and any other crop x. Subtracting the centre c, a running mean of s'
     (eq. 4), keeps one code from winning; a sharp T' < T keeps them from becoming all alike. The
     teacher is theta' <- m theta' + (1 - m) theta after every step.
 
-    Departs from the paper: fewer directions by default, since its 65,536 are meant for 1.3 million
+    Departs from the paper: fewer prototypes by default, since its 65,536 are meant for 1.3 million
     images, with their gain always fixed at 1 (the authors learn it for ViT-S).
     Checked against: golden numbers of loss and centre; a loop over crops.
 
     Args:
-        prototypes: k, the number of directions.
+        prototypes: k, their number.
         hidden: width of the projector's hidden layers [features].
         dim: width of z, whose cosines are taken [features].
         temperature: T of the student.
@@ -42,7 +42,7 @@ class DINO(Method):
         centre: momentum of c.
         momentum: m, from the first step to the last (0.996 is for batches of 1,024; the authors
             advise 0.9995 for 256).
-        freeze: progress until which the directions stay fixed, in [0, 1].
+        freeze: progress until which the prototypes stay fixed, in [0, 1].
         small_crops: number of small crops per image.
     """
 
@@ -73,17 +73,18 @@ class DINO(Method):
         self.prototypes = CosineLinear(dim, prototypes)
         self.head = code_projector(encoder.dim, hidden, dim).append(self.prototypes)
         self.teacher = Teacher(nn.Sequential(encoder, self.head))
-        self.centre = Center(prototypes, centre)
+        self.centre = Centre(prototypes, centre)
 
     def plan(self) -> Plan:
         return multi_crop(self.encoder.image_size, self.small_crops)
 
     def scores(self, *crops: View) -> Float[Tensor, "all k"]:
+        """s(x) / T of every crop, one crop after the other."""
         return self.head(by_size(self.encoder, crops)) / self.temperature
 
-    def codes(self, scores: Float[Tensor, "b k"], progress: float) -> Float[Tensor, "b k"]:
-        """p' from the teacher's scores: centred, then sharpened."""
-        return self.centre.codes(scores, self.sharpening(progress))
+    def codes(self, s: Float[Tensor, "b k"], progress: float) -> Float[Tensor, "b k"]:
+        """p' from s': centred, then sharpened."""
+        return self.centre.codes(s, self.sharpening(progress))
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         return energy.cross_entropy(self.scores(x), self.codes(self.teacher(y.data), 1.0))

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al. 2024)."""
+"""DINOv2 (Oquab et al. 2024), with the Gram anchoring of DINOv3 (Siméoni et al. 2025)."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from erg import distributed, energy, inference
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center, Sharpening
-from erg.parts.crops import by_size, multi_crop, stacked
+from erg.parts.centre import Centre, Sharpening
+from erg.parts.crops import by_size, multi_crop
 from erg.parts.heads import TokenHeads
+from erg.parts.hidden import stacked
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
 from erg.views.plan import Masking, Plan
@@ -24,22 +25,31 @@ class DINOv2(Method):
 
     p = softmax(s(x) / T) of the student; q = softmax((s'(y) - c) / T') of a slow teacher, or its
     s'(y) / T' balanced over the batch by Sinkhorn-Knopp; s are the cosines with k learned
-    directions. L is the mean of F over all pairs of a large crop and any other crop; plus the mean
+    prototypes. L is the mean of F over all pairs of a large crop and any other crop; plus the mean
     over large crops of the mean of F over their hidden patches; plus koleo times the sum over both
     large crops of -mean_i log ||z_i - z_j||, z the student's normalised vectors and j the nearest
-    to i (Oquab et al. 2024, section 4). Registers are the encoder's, with `reg_tokens`.
+    to i (Oquab et al. 2024, section 4). Registers are the encoder's, with `reg_tokens`. The teacher
+    is theta' <- m theta' + (1 - m) theta after every step. `energy` is that of the views alone: two
+    crops share no patch.
 
-    Departs from the paper: fewer directions by default (65,536 there), their gain always fixed at
+    With `gram`, from progress `gram_from` on, plus gram times the mean over large crops of
+    mean_ij (p_i . p_j - g_i . g_j)^2, p the student's normalised patches and g those of the
+    teacher as it was then: what patches are like each other stays, while views go on to be learned
+    (Siméoni et al. 2025).
+
+    Departs from the paper: fewer prototypes by default (65,536 there), their gain always fixed at
     1; shares of hidden patches are spread over the global batch of each view, not over both views
-    of a process; neighbours are those of the global batch; directions are frozen at first and not
-    learned at rate 0.
-    Checked against: golden numbers of KoLeo; without its parts it is iBOT; a loop over patches.
+    of a process; neighbours are those of the global batch; prototypes are frozen at first and not
+    learned at rate 0. Anchors see the student's own crops, where DINOv3 shows them twice as many
+    pixels with the colours as they are, and stay, where it renews them three times.
+    Checked against: golden numbers of KoLeo and of the Gram distance; without its parts it is iBOT;
+    loops over patches.
 
     Args:
-        prototypes: k, the number of directions.
+        prototypes: k, their number.
         hidden: width of the projectors' hidden layers [features].
-        dim: width of what directions are compared with [features].
-        untied: whether patches have a projector and directions of their own.
+        dim: width of what prototypes are compared with [features].
+        untied: whether patches have a projector and prototypes of their own.
         centring: how codes are kept apart: a running mean, or Sinkhorn-Knopp.
         koleo: weight of what keeps vectors apart.
         ratio: middle of the share of patches hidden in a large crop that is masked.
@@ -50,9 +60,11 @@ class DINOv2(Method):
         teacher_end: T' after the warm-up.
         warmup: progress until which T' moves from start to end in a straight line, in [0, 1].
         centre: momentum of both running means.
-        momentum: of the teacher, from the first step to the last.
-        freeze: progress until which the directions stay fixed, in [0, 1].
+        momentum: m, from the first step to the last.
+        freeze: progress until which the prototypes stay fixed, in [0, 1].
         small_crops: number of small crops per image.
+        gram: weight of what holds patches' likeness to the anchor's; 0 for DINOv2.
+        gram_from: progress at which the anchor is taken, and from which it holds, in [0, 1].
     """
 
     cell = Cell("joint-embedding", "regularised", by="EMA teacher, balanced codes, KoLeo")
@@ -79,6 +91,8 @@ class DINOv2(Method):
         momentum: Schedule = Cosine(0.992, 1.0),
         freeze: float = 0.01,
         small_crops: int = 8,
+        gram: float = 0.0,
+        gram_from: float = 0.8,
     ) -> None:
         super().__init__(encoder)
         grid = encoder.need_patches("DINOv2")
@@ -90,18 +104,20 @@ class DINOv2(Method):
         self.masking = Masking(
             grid=grid, ratio=ratio, spread=spread, masked=masked, stratified=True, kind="blocks"
         )
-        self.blank = nn.Parameter(torch.zeros(encoder.dim))
+        self.blank = nn.Parameter(torch.zeros(encoder.dim))  # the mask token
         self.heads = TokenHeads(
             encoder.dim, hidden, dim, prototypes, tokens="own" if untied else "same"
         )
         self.teacher, self.teacher_heads = Teacher(encoder), Teacher(self.heads)
-        self.centre, self.patch_centre = Center(prototypes, centre), Center(prototypes, centre)
+        self.centre, self.patch_centre = Centre(prototypes, centre), Centre(prototypes, centre)
+        self.gram, self.gram_from = gram, gram_from
+        self.anchor = Teacher(self.teacher.network) if gram else None
 
     def plan(self) -> Plan:
         size, small = self.encoder.image_size, self.small_crops
         return multi_crop(size, small, share=0.32, mask=self.masking)
 
-    def codes(self, s: Float[Tensor, "b k"], centre: Center, progress: float) -> Tensor:
+    def codes(self, s: Float[Tensor, "b k"], centre: Centre, progress: float) -> Tensor:
         """q [b k] from the teacher's scores; a running mean moves afterwards, in training."""
         sharp = self.sharpening(progress)
         if self.centring == "sinkhorn":
@@ -119,10 +135,10 @@ class DINOv2(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         mask = x.need_mask("DINOv2")
-        hidden = torch.zeros_like(mask.hidden[:, 0])
+        nothing = torch.zeros_like(mask.hidden[:, 0])  # no patch is asked about
         vectors, tokens = self.encoder.masked(x.data, mask, self.blank)
-        scores, _ = self.heads(vectors, tokens[hidden])
-        codes = self.centre.codes(self.taught(y.data, hidden)[0], self.sharpening(1.0))
+        scores, _ = self.heads(vectors, tokens[nothing])
+        codes = self.centre.codes(self.taught(y.data, nothing)[0], self.sharpening(1.0))
         return energy.cross_entropy(scores / self.temperature, codes)
 
     def loss(self, views: Views, progress: float) -> Loss:
@@ -136,13 +152,14 @@ class DINOv2(Method):
         errors = energy.cross_entropy(patches, self.codes(hints, self.patch_centre, progress))
         pairs = energy.between_crops(scores.chunk(2 + len(views.local)), codes)
         near = [crowding(distributed.gather(z)) for z in vectors.chunk(2)]
-        return Loss(
-            pull={
-                "code": distributed.mean(pairs),
-                "patches": distributed.mean(energy.of_hidden(errors, hidden)),
-            },
-            push={"crowding": self.koleo * torch.stack(near).sum()},
-        )
+        pull = {
+            "code": distributed.mean(pairs),
+            "patches": distributed.mean(energy.of_hidden(errors, hidden)),
+        }
+        if self.anchor is not None and progress >= self.gram_from:
+            _, anchors = self.anchor.network.with_tokens(data)
+            pull["gram"] = self.gram * distributed.mean(gram_distance(tokens, anchors))
+        return Loss(pull=pull, push={"crowding": self.koleo * torch.stack(near).sum()})
 
     def frozen(self, progress: float) -> Iterable[nn.Parameter]:
         return self.heads.last_layers() if progress < self.freeze else ()
@@ -150,6 +167,8 @@ class DINOv2(Method):
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.momentum(progress))
         self.teacher_heads.follow(self.momentum(progress))
+        if self.anchor is not None and progress < self.gram_from:
+            self.anchor.follow(0.0)  # the teacher itself, until it is held
 
 
 @energy.full_precision
@@ -162,3 +181,10 @@ def crowding(z: Float[Tensor, "b d"], eps: float = 1e-8) -> Float[Tensor, ""]:
     likeness = (z @ z.T).detach().fill_diagonal_(-2)
     distance = (z - z[likeness.argmax(dim=1)] + eps).norm(dim=1)
     return -(distance + eps).log().mean()
+
+
+@energy.full_precision
+def gram_distance(x: Float[Tensor, "b n d"], y: Float[Tensor, "b n e"]) -> Float[Tensor, " b"]:
+    """Mean over pairs of an image's patches of (x_i . x_j - y_i . y_j)^2, all normalised."""
+    x, y = energy.normalise(x), energy.normalise(y)
+    return energy.mean_squared_error(x @ x.mT, y @ y.mT)

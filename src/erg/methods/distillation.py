@@ -63,11 +63,11 @@ class Distillation(Method):
         view = SIMCLR_SMALL if small else replace(SIMCLR, blur=0.0)
         return Plan(main=(view,), pairs="itself")
 
-    def told(self, view: View) -> Float[Tensor, "b k"]:
+    def logits(self, view: View) -> Float[Tensor, "b k"]:
         return self.classifier(self.encoder(view.data))
 
     @torch.no_grad()
-    def opinion(self, view: View) -> Float[Tensor, "b k"]:
+    def target(self, view: View) -> Float[Tensor, "b k"]:
         """p', of a teacher that normalises images in its own way."""
         teacher = self.teacher
         own = isinstance(teacher, Classifier)
@@ -76,7 +76,7 @@ class Distillation(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         t = self.temperature
-        return t**2 * energy.cross_entropy(self.told(x) / t, self.opinion(y))
+        return t**2 * energy.cross_entropy(self.logits(x) / t, self.target(y))
 
     def loss(self, views: Views, progress: float) -> Loss:
         (x,) = views.need(1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center, Sharpening
+from erg.parts.centre import Centre, Sharpening
 from erg.parts.crops import multi_crop, of_one_size
 from erg.parts.heads import TokenHeads
 from erg.parts.teacher import Teacher
@@ -22,27 +22,28 @@ class EsViT(Method):
     """F(x, y) = (1 - r) H(p'(y), p(x)) + r mean_i H(p'(y_j(i)), p(x_i)): of views and of regions.
 
     H is the cross-entropy, p = softmax(s(x) / T) of the student and p' = softmax((s'(y) - c) / T')
-    of a slow teacher, s the cosines with k learned directions; x_i are the regions of x, which are
+    of a slow teacher, s the cosines with k learned prototypes; x_i are the regions of x, which are
     the encoder's last tokens, and y_j(i) is the region of y whose token is most like that of x_i
     (Li et al. 2022, eq. 1 to 3). Views and regions have a head and a centre each. L is the mean of
-    F over all pairs of a large crop y and any other crop x.
+    F over all pairs of a large crop y and any other crop x. The teacher is
+    theta' <- m theta' + (1 - m) theta after every step.
 
-    Departs from the paper: fewer directions by default (65,536 there), their gain always fixed at
+    Departs from the paper: fewer prototypes by default (65,536 there), their gain always fixed at
     1; both parts from the start (the larger models of the paper begin without regions).
     Checked against: golden numbers of matches and regions; r = 0 is DINO; a loop over regions.
 
     Args:
-        prototypes: k, the number of directions of each head.
+        prototypes: k, their number in each head.
         hidden: width of the projectors' hidden layers [features].
-        dim: width of what directions are compared with [features].
+        dim: width of what prototypes are compared with [features].
         regions: r, the weight of regions, in [0, 1].
         temperature: T of the student.
         teacher_start: T' of the teacher at the start.
         teacher_end: T' after the warm-up.
         warmup: progress until which T' moves from start to end in a straight line, in [0, 1].
         centre: momentum of both centres.
-        momentum: of the teacher, from the first step to the last.
-        freeze: progress until which the directions stay fixed, in [0, 1].
+        momentum: m, from the first step to the last.
+        freeze: progress until which the prototypes stay fixed, in [0, 1].
         small_crops: number of small crops per image.
     """
 
@@ -73,7 +74,7 @@ class EsViT(Method):
         self.regions, self.small_crops = regions, small_crops
         self.heads = TokenHeads(encoder.dim, hidden, dim, prototypes, tokens="own")
         self.teacher, self.teacher_heads = Teacher(encoder), Teacher(self.heads)
-        self.centre, self.region_centre = Center(prototypes, centre), Center(prototypes, centre)
+        self.centre, self.region_centre = Centre(prototypes, centre), Centre(prototypes, centre)
 
     def plan(self) -> Plan:
         return multi_crop(self.encoder.image_size, self.small_crops)

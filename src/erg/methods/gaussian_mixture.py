@@ -20,7 +20,7 @@ BLOCK = 8192
 class GaussianMixture(Method):
     """F(y) = -log sum_z exp(-E(y, z)) = -log p(y), z one of k Gaussians, p(z) its weight:
 
-    E(y, z) = -log p(z) + (y - m_z)^T S_z^-1 (y - m_z) / 2 + log det(2 pi S_z) / 2, y = f(y).
+    E(y, z) = -log p(z) + (y - m_z)^T S_z^-1 (y - m_z) / 2 + log det(2 pi S_z) / 2, y for f(y).
     exp(-F) integrates to one as it is, so that minimising the mean energy of the data is maximum
     likelihood and F cannot be low everywhere. One step of expectation-maximisation (Dempster et
     al. 1977) after every epoch, from a k-means++ start. With equal weights and equal isotropic
@@ -101,7 +101,7 @@ class GaussianMixture(Method):
     def after_epoch(self, features: Float[Tensor, "n d"]) -> None:
         if not self.started:
             generator = torch.Generator().manual_seed(self.seed)
-            start = inference.spread_out(features, len(self.means), generator)
+            start = inference.kmeans_plus_plus(features, len(self.means), generator)
             closest = inference.nearest(features, start)
             self.maximise(features, nn.functional.one_hot(closest, len(start)))
             self.started.fill_(True)

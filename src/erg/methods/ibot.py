@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.center import Center, Sharpening
-from erg.parts.crops import blanked, by_size, multi_crop, stacked
+from erg.parts.centre import Centre, Sharpening
+from erg.parts.crops import by_size, multi_crop
 from erg.parts.heads import TokenHeads
+from erg.parts.hidden import blanked, stacked
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
 from erg.views.plan import Masking, Plan
@@ -23,16 +24,17 @@ class IBOT(Method):
     """F(x, y) = -sum_k p'_k(y) log p_k(x): DINO's, and the same of every hidden patch of a view.
 
     p = softmax(s(x) / T) of the student and p' = softmax((s'(y) - c) / T') of a slow teacher, s the
-    cosines with k learned directions. L is the mean of F over all pairs of a large crop y and any
+    cosines with k learned prototypes. L is the mean of F over all pairs of a large crop y and any
     other crop x, of which the large ones have blocks of patches hidden behind a learned token; plus
     the mean over large crops, hidden or not, of the mean over their hidden patches of F between the
     teacher's token of the whole view and the student's (Zhou et al. 2022, eq. 1 to 3). Views and
-    patches have a centre each.
+    patches have a centre each. The teacher is theta' <- m theta' + (1 - m) theta after every step.
+    `energy` is that of the views alone: two crops share no patch.
 
     Networks whose tokens are those of their last stage, a Swin for one, have the mean of these for
     their vector; what is hidden are the pixels of such tokens, behind a learned square of pixels.
 
-    Departs from the paper: fewer directions by default (8,192 there), their gain always fixed at
+    Departs from the paper: fewer prototypes by default (8,192 there), their gain always fixed at
     1; hidden shares are met exactly; crops and temperatures are those of the authors' ViT-S. With a
     stride, the blank stands before the patch embedding and not behind it, and patches are hidden
     from the start (the authors' Swins wait 50 epochs).
@@ -40,10 +42,10 @@ class IBOT(Method):
     entropy of equal codes.
 
     Args:
-        prototypes: k, the number of directions.
+        prototypes: k, their number.
         hidden: width of the projector's hidden layers [features].
         dim: width of z, whose cosines are taken [features].
-        shared: whether patches have the directions of views, or others behind the same projector.
+        shared: whether patches have the prototypes of views, or others behind the same projector.
         ratio: middle of the share of patches hidden in a large crop that is masked.
         spread: the share is uniform in ratio - spread to ratio + spread.
         masked: probability that a large crop is masked.
@@ -53,8 +55,8 @@ class IBOT(Method):
         teacher_end: T' after the warm-up.
         warmup: progress until which T' moves from start to end in a straight line, in [0, 1].
         centre: momentum of both centres.
-        momentum: of the teacher, from the first step to the last.
-        freeze: progress until which the directions stay fixed, in [0, 1].
+        momentum: m, from the first step to the last.
+        freeze: progress until which the prototypes stay fixed, in [0, 1].
         small_crops: number of small crops per image.
         stride: pixels that a token stands for, for networks in stages (32 for a Swin); 0 for a ViT.
     """
@@ -92,12 +94,13 @@ class IBOT(Method):
         self.small_crops = small_crops
         kind: Literal["blocks", "random"] = "blocks" if blocks else "random"
         self.masking = Masking(grid=grid, ratio=ratio, spread=spread, masked=masked, kind=kind)
+        # the mask token
         self.blank = nn.Parameter(torch.zeros((3, stride, stride) if stride else encoder.dim))
         self.heads = TokenHeads(
             encoder.dim, hidden, dim, prototypes, tokens="same" if shared else "directions"
         )
         self.teacher, self.teacher_heads = Teacher(encoder), Teacher(self.heads)
-        self.centre, self.patch_centre = Center(prototypes, centre), Center(prototypes, centre)
+        self.centre, self.patch_centre = Centre(prototypes, centre), Centre(prototypes, centre)
 
     def plan(self) -> Plan:
         size, small = self.encoder.image_size, self.small_crops
@@ -123,7 +126,7 @@ class IBOT(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         vectors, _ = self.seen(x.data, x.need_mask("IBOT"))
-        scores, _ = self.heads(vectors, vectors[:0])
+        scores, _ = self.heads(vectors, vectors[:0])  # no patch is asked about
         codes = self.centre.codes(self.taught(y.data)[0], self.sharpening(1.0))
         return energy.cross_entropy(scores / self.temperature, codes)
 

@@ -19,8 +19,8 @@ class IJEPA(Method):
 
     x is a context of patches, p the places of four rectangles, f the encoder and g a predictor that
     is told p; s' is the teacher's tokens of the whole image, each normalised over its features
-    (Assran et al. 2023, eq. 1); h is |e| - 1/2, or e^2 / 2 where |e| < 1. The teacher is
-    theta' <- m theta' + (1 - m) theta after every step.
+    (Assran et al. 2023, eq. 1); h is |e| - 1/2, or e^2 / 2 where |e| < 1, and the mean over
+    features. The teacher is theta' <- m theta' + (1 - m) theta after every step.
 
     Departs from the paper: h is the authors' code's (the paper writes a squared error); positions
     and the class token, where there is one, are the encoder's own, and since nothing is asked of

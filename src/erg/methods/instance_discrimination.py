@@ -60,10 +60,7 @@ class InstanceDiscrimination(Method):
         self.register_buffer("partition", torch.zeros(()))  # Z; 0 before the first batch
 
     def plan(self) -> Plan:
-        view = replace(
-            SIMCLR_SMALL, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4
-        )
-        return Plan(main=(view,), pairs="alone")
+        return Plan(main=(replace(SIMCLR_SMALL, jitter=1.0, hue=0.4),), pairs="alone")
 
     def project(self, view: View) -> Float[Tensor, "b d"]:
         return energy.normalise(self.projector(self.encoder(view.data)))
@@ -97,7 +94,7 @@ class InstanceDiscrimination(Method):
         rows, k = self.memory.rows, self.negatives
         generator = torch.Generator().manual_seed(step)  # the same on every process
         noise = rows[torch.randint(len(rows), (k,), generator=generator).to(rows.device)]
-        # log of h n / k, whose sigmoid is h / (h + k / n)
+        # -F / T - shift = log (h n / k), whose sigmoid is h / (h + k / n)
         shift = self.log_partition(own, z, noise) + math.log(k / len(rows))
 
         def missed(z: Tensor) -> Float[Tensor, " some"]:

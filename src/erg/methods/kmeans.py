@@ -134,14 +134,17 @@ class KMeans(Method):
     def after_epoch(self, features: Float[Tensor, "n d"]) -> None:
         if not self.started:
             generator = torch.Generator().manual_seed(self.seed)
-            start = inference.spread_out(features, len(self.prototypes), generator)
+            start = inference.kmeans_plus_plus(features, len(self.prototypes), generator)
             self.prototypes.copy_(start)
             self.started.fill_(True)
         elif self.by == "lloyd":
             if self.beta == inf:
-                self.prototypes.copy_(inference.lloyd_step(features, self.prototypes)[0])
+                self.prototypes.copy_(inference.lloyd_step(features, self.prototypes))
             else:
                 self.prototypes.copy_(self.soft_step(features))
+
+    def needs_features(self) -> bool:
+        return not self.started or self.by == "lloyd"
 
     def soft_step(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
         """sum_y r_k y / sum_y r_k; what hardly any image belongs to stays where it is."""

@@ -1,5 +1,7 @@
 """LeJEPA (Balestriero & LeCun 2025)."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +11,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.crops import by_size
 from erg.parts.heads import mlp
-from erg.views.plan import LARGE, Augmentation, Plan
+from erg.views.plan import BYOL_SECOND, LARGE, Plan
 from erg.views.types import View, Views
 
 REACH, POINTS = 3.0, 17
@@ -79,10 +81,7 @@ class LeJEPA(Method):
         self.projector = mlp(encoder.dim, hidden, hidden, dim)
 
     def plan(self) -> Plan:
-        view = Augmentation(
-            jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grey=0.2,
-            blur=0.5 if self.encoder.image_size >= LARGE else 0.0, solarise=0.2,
-        )  # fmt: skip
+        view = replace(BYOL_SECOND, blur=0.5 if self.encoder.image_size >= LARGE else 0.0)
         return Plan(main=(view,) * self.views)
 
     def project(self, *crops: View) -> Float[Tensor, "all d"]:

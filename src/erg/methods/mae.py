@@ -12,7 +12,7 @@ from erg.views.types import View, Views
 
 
 class MAE(Method):
-    """F(x, y) = mean over hidden patches p of ||y_p - d(f(x_visible))_p||^2.
+    """F(x, y) = mean over hidden patches p of ||y_p - d(f(x_visible))_p||^2 / n, n values a patch.
 
     x is what is left of an image when 75 % of its patches are hidden, y the patches that were
     hidden, each normalised by its own mean and standard deviation (He et al. 2022, section 3). The
@@ -80,7 +80,7 @@ class MAE(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         errors = (energy.at_least_float32(self.predict(x)) - self.target(y)).square().mean(dim=-1)
-        return energy.over_hidden(errors, x.need_mask("MAE").hidden.any(dim=1))
+        return energy.masked_mean(errors, x.need_mask("MAE").hidden.any(dim=1))
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)

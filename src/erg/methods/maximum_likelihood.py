@@ -105,3 +105,6 @@ class MaximumLikelihood(Method):
             self.low.copy_(low - edge)
             self.high.copy_(high + edge)
             self.started.fill_(True)
+
+    def needs_features(self) -> bool:
+        return not self.started

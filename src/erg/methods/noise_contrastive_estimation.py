@@ -36,7 +36,7 @@ class NoiseContrastiveEstimation(Method):
 
     Args:
         ratio: k, draws from the noise for each item.
-        spread: by which the deviations of the noise exceed those of the data.
+        spread: factor by which the deviations of the noise exceed those of the data.
         width: of the hidden layer of g [features].
     """
 
@@ -88,7 +88,7 @@ class NoiseContrastiveEstimation(Method):
         drawn = noise.normal(
             views.index, self.ratio, len(self.mean), purpose="noise", step=views.step
         ).to(self.mean)
-        draws = (self.mean + self.deviation * drawn).reshape(-1, *shape)  # [b k ...]
+        draws = (self.mean + self.deviation * drawn).reshape(-1, *shape)  # [b*k ...]
         shift = self.log_partition + math.log(self.ratio)
         of_data = softplus(self.ratio_of(y.data) + shift)
         of_noise = softplus(-self.ratio_of(draws) - shift).reshape(-1, self.ratio).sum(dim=1)

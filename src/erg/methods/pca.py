@@ -14,13 +14,13 @@ from erg.views.types import View, Views
 
 
 class PCA(Method):
-    """F(y) = ||y' - W_d W_e y'||^2 with y' = f(y) - mean; z = W_e y' has k features.
+    """F(y) = ||y' - W_d W_e y'||^2 with y' = (f(y) - mean) / scale; z = W_e y' has k features.
 
     In closed form W_d = W_e^T are the k directions of largest variance (Pearson 1901; Eckart &
     Young 1936), and the mean energy is the sum of the variances left out. A linear autoencoder
     trained by gradient has no other minima, and those span the same directions (Baldi & Hornik
-    1989). F is zero on a plane of k dimensions: that the plane is narrow keeps it from being low
-    everywhere.
+    1989). scale is 1 unless standardised. F is zero on a plane of k dimensions: that the plane is
+    narrow keeps it from being low everywhere.
 
     Departs from the paper: nowhere; each direction points to where its largest entry is positive.
     Checked against: the SVD; the sum of discarded variances; the angles between the closed form

@@ -12,7 +12,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Memory
 from erg.parts.heads import mlp
-from erg.views.plan import LARGE, Augmentation, Plan, Tiles
+from erg.views.plan import LARGE, SIMCLR_SMALL, Plan, Tiles
 from erg.views.types import View, Views
 
 
@@ -82,10 +82,7 @@ class PIRL(Method):
 
     def plan(self) -> Plan:
         large = self.encoder.image_size >= LARGE
-        image = Augmentation(
-            crop=(0.08 if large else 0.2, 1.0), grey=0.2,
-            jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2,
-        )  # fmt: skip
+        image = replace(SIMCLR_SMALL, crop=(0.08 if large else 0.2, 1.0), jitter=1.0, hue=0.2)
         changed = replace(image, turns=0 if self.by == "jigsaw" else None)
         if self.tiles is not None:
             changed = replace(changed, crop=(0.6, 1.0), tiles=self.tiles)

@@ -23,8 +23,8 @@ class RBM(Method):
     - persistent CD (Tieleman 2008) takes k turns from where those of the last step ended: its
       particles follow the model as it learns, and its gradient has less bias.
 
-    y = f(y) are the features of a frozen encoder, scaled to [0, 1] by the least and the largest of
-    the training set. They are probabilities, and v is drawn from them at each step.
+    Here y stands for f(y), the features of a frozen encoder, scaled to [0, 1] by the least and the
+    largest of the training set. They are probabilities, and v is drawn from them at each step.
 
     Departs from the paper: nowhere.
     Checked against: enumeration of all states of 4 x 4 units: F, its normaliser and gradient, the
@@ -65,11 +65,11 @@ class RBM(Method):
         y = energy.at_least_float32(self.encoder(data))
         return ((y - self.low) / (self.high - self.low)).clamp(0, 1)
 
-    def to_hidden(self, v: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+    def to_hidden(self, v: Float[Tensor, "b d"]) -> Float[Tensor, "b h"]:
         """c + W v, the log odds of the hidden units."""
         return energy.products(v, self.weight) + self.hidden_bias
 
-    def to_visible(self, h: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+    def to_visible(self, h: Float[Tensor, "b h"]) -> Float[Tensor, "b d"]:
         """b + W^T h, the log odds of the visible units."""
         return energy.products(h, self.weight.T) + self.visible_bias
 
@@ -115,6 +115,9 @@ class RBM(Method):
             self.low.copy_(low)
             self.high.copy_(high.clamp_min(low + 1e-6))
             self.started.fill_(True)
+
+    def needs_features(self) -> bool:
+        return not self.started
 
 
 def drawn(

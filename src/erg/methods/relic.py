@@ -18,7 +18,7 @@ from erg.views.types import View, Views
 class RELIC(Method):
     """F(x, y) = -cos(q_x, k_y); which image a view is of must not depend on the view that asks.
 
-    p(i | x_i; y) = softmax_k(-F(x_i, y_k) / T) over the images k of the global batch, and
+    p(i | x_i; y) = softmax_j(-F(x_i, y_j) / T) over the images j of the global batch, and
     L = -log p(i | x_i; y) - log p(i | y_i; x) + alpha KL(p(. | x_i; y) || p(. | y_i; x)), averaged
     over the batch (Mitrovic et al. 2021): InfoNCE both ways, plus invariance of the
     whole distribution. k is by a slow teacher theta' <- m theta' + (1 - m) theta, or by the network

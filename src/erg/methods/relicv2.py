@@ -13,7 +13,7 @@ from erg.parts.crops import SMALL_LOCAL, by_size
 from erg.parts.heads import mlp
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
-from erg.views.plan import BYOL_FIRST, BYOL_SECOND, LARGE, SIMCLR_SMALL, Plan
+from erg.views.plan import BYOL_FIRST, BYOL_SECOND, DINO_LOCAL, LARGE, SIMCLR_SMALL, Plan
 from erg.views.types import View, Views
 
 
@@ -33,7 +33,7 @@ class RELICv2(Method):
     distances for all. The authors' training code is not public: widths, weights and p are as
     reported by others, and that a background becomes the mean colour is a choice of ours.
     Checked against: golden numbers of the divergence; a loop over crops, images and candidates;
-    crops of pictures whose backgrounds are removed in NumPy (tests of `views.render`).
+    crops of pictures whose backgrounds are removed in NumPy (tests of `views.make`).
 
     Args:
         temperature: T, of the softmax over candidates.
@@ -84,7 +84,7 @@ class RELICv2(Method):
             replace(kind, crop=(0.14, 1.0), background=self.background)
             for kind in (BYOL_FIRST, BYOL_SECOND)
         ]
-        local = replace(BYOL_FIRST, crop=(0.05, 0.14), size=96 / 224, blur=0.5)
+        local = replace(DINO_LOCAL, crop=(0.05, 0.14))
         main = tuple(kinds[i % 2] for i in range(self.large_crops))
         return Plan(main=main, local=(local,) * self.small_crops)
 

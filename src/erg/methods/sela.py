@@ -32,7 +32,7 @@ class SeLa(Method):
     finite differences.
 
     Args:
-        size: rows of the bank, at least as many as images.
+        size: rows of the memory, at least as many as images.
         prototypes: number of labels of each head.
         heads: number of labellings.
         sharpness: lambda; larger is closer to the exact optimum and slower to balance.
@@ -84,25 +84,25 @@ class SeLa(Method):
 
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         z, m = self.embed(x), self.embed(y)
-        told = [
+        errors = [
             energy.of_class(self.logits(z, head), self.logits(m, head).argmax(dim=1))
             for head in range(len(self.prototypes))
         ]
-        return torch.stack(told).mean(dim=0)
+        return torch.stack(errors).mean(dim=0)
 
     def loss(self, views: Views, progress: float) -> Loss:
         crops = [*views.need(2), *views.local]
         z = self.embed(*crops)
-        told: list[Tensor] = []
+        errors: list[Tensor] = []
         for head in range(len(self.prototypes)):
             logits = self.logits(z, head).chunk(len(crops))
             label = self.labels[views.index, head]
             # SwAV's three iterations, since this runs in every step.
             label = torch.where(label < 0, self.balanced(logits[0], 3), label)
-            told += [energy.of_class(each, label) for each in logits]
+            errors += [energy.of_class(each, label) for each in logits]
         if self.training:
             self.memory.update(views.index, z[: len(views)], momentum=0.0)
-        return Loss(pull={"label": distributed.mean(torch.stack(told, dim=1)).mean()})
+        return Loss(pull={"label": distributed.mean(torch.stack(errors, dim=1)).mean()})
 
     @torch.no_grad()
     def balanced(self, logits: Float[Tensor, "b k"], iterations: int) -> Int[Tensor, " b"]:
@@ -119,6 +119,9 @@ class SeLa(Method):
         for head in range(len(self.prototypes)):
             found = self.balanced(self.logits(mine, head), self.iterations)
             self.labels[seen, head] = distributed.gather(found.float()).long()
+
+    def needs_features(self) -> bool:
+        return False  # what is remembered is enough
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

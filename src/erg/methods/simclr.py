@@ -20,9 +20,9 @@ class SimCLR(Method):
     Chen et al. 2020, eq. 1 (NT-Xent): the sum runs over the 2b - 1 other views of the global
     batch, and the loss is the mean over all 2b views.
 
-    SimCLRv2 (Chen et al. 2020, section 2) adds a third layer to the projector and, with little
-    gain, a memory: the sum also runs over what a slow teacher made of earlier images, with
-    theta' <- m theta' + (1 - m) theta.
+    SimCLRv2 (Chen et al. 2020, "Big Self-Supervised Models", section 2) adds a third layer to the
+    projector and, with little gain, a memory: the sum also runs over what a slow teacher made of
+    earlier images, with theta' <- m theta' + (1 - m) theta.
 
     Departs from the paper: T is 0.2 by default, between its 0.1 for ImageNet and 0.5 for CIFAR-10;
     batch statistics are taken per view, not over both; linear layers start as torch's do; small

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
-from erg.parts.crops import blanked, hidden_pixels
 from erg.parts.decoder import from_patches
+from erg.parts.hidden import blanked, hidden_pixels
 from erg.views.plan import Augmentation, Masking, Plan
 from erg.views.types import View, Views
 
@@ -83,7 +83,7 @@ class SimMIM(Method):
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         made = energy.at_least_float32(self.predict(x))
         errors = (made - y.data).abs().mean(dim=1).flatten(1)  # [b h*w]
-        return energy.over_hidden(errors, self.hidden(x).flatten(1))
+        return energy.masked_mean(errors, self.hidden(x).flatten(1))
 
     def loss(self, views: Views, progress: float) -> Loss:
         (view,) = views.need(1)

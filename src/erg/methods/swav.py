@@ -78,8 +78,9 @@ class SwAV(Method):
     def plan(self) -> Plan:
         return swav_crops(self.encoder.image_size, self.small_crops)
 
-    def embed(self, view: View) -> Float[Tensor, "b d"]:
-        return energy.normalise(self.projector(self.encoder(view.data)))
+    def embed(self, *crops: View) -> Float[Tensor, "all d"]:
+        """z of every crop: one encoder pass per resolution, one projector pass for all."""
+        return energy.normalise(self.projector(by_size(self.encoder, crops)))
 
     def scores(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """Cosines of z with every prototype."""
@@ -100,23 +101,15 @@ class SwAV(Method):
         )
 
     def loss(self, views: Views, progress: float) -> Loss:
-        views.need(2)
-        z = self.embed_all(views)
+        crops = [*views.need(2), *views.local]
+        z = self.embed(*crops).chunk(len(crops))
         scores = [self.scores(each) / self.temperature for each in z]
-        swapped: list[Tensor] = []
-        for i in range(2):
-            q = self.codes(z[i], self.queue_in_use(i, progress))
-            swapped += [energy.cross_entropy(s, q) for j, s in enumerate(scores) if j != i]
+        codes = [self.codes(z[i], self.queue_in_use(i, progress)) for i in range(2)]
         if self.training:
             for i in range(len(self.queues)):
                 self.queue(i).push(distributed.gather(z[i].detach()))
-        return Loss(pull={"swapped prediction": distributed.mean(torch.stack(swapped, 1)).mean()})
-
-    def embed_all(self, views: Views) -> list[Float[Tensor, "b d"]]:
-        """z of every crop: one encoder pass per resolution, one projector pass for all."""
-        crops = [*views.main, *views.local]
-        z = energy.normalise(self.projector(by_size(self.encoder, crops)))
-        return list(z.chunk(len(crops)))
+        misfit = energy.between_crops(scores, codes)
+        return Loss(pull={"swapped prediction": distributed.mean(misfit)})
 
     def queue_in_use(self, i: int, progress: float) -> Queue | None:
         if len(self.queues) == 0 or progress < self.queue_from:

@@ -57,7 +57,7 @@ class VariationalAutoencoder(Method):
         self.dim, self.beta, self.crop = dim, beta, crop
         self.output, self.deviation = output, deviation
         self.posterior = nn.Linear(encoder.dim, 2 * dim)
-        self.decoder = decoder_for(dim, encoder.image_size, image=bool(encoder.mean), width=width)
+        self.decoder = decoder_for(encoder, dim, width=width)
 
     def plan(self) -> Plan:
         return Plan(main=(replace(LIGHT, crop=(self.crop, 1.0)),), pairs="alone")

@@ -20,6 +20,9 @@ class ColourHead(nn.Module):
     """From a vector to scores of the bins of colours, at a quarter of the image's side; and what
     they should be (Zhang et al. 2016, eq. 2 to 4).
 
+    r are the scores of a place, t the shares of its colour among the nearest bins, w the rarity of
+    a bin, 1 in the mean over the colours seen.
+
     Args:
         encoder: of images, whose vectors it is given.
         step: side of a bin [units of a and b].
@@ -63,6 +66,7 @@ class ColourHead(nn.Module):
         places = nn.functional.avg_pool2d(colours, 4).movedim(1, -1).flatten(0, 2)  # [n 2]
         squared = energy.to_prototypes(places, self.bins)
         near = squared.topk(NEAREST, dim=1, largest=False)
+        # a Gaussian of half a bin: 5 for the paper's 10
         shares = (-near.values / (2 * (self.step / 2) ** 2)).softmax(dim=1)
         return torch.zeros_like(squared).scatter(1, near.indices, shares)
 

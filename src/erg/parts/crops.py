@@ -1,11 +1,11 @@
-"""Crops of several sizes: the plan that makes them, and all of them through one encoder."""
+"""Plans that several methods share, and crops of several sizes through one encoder."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from erg.views.plan import (
@@ -22,7 +22,7 @@ from erg.views.plan import (
     Plan,
     two_views,
 )
-from erg.views.types import Mask, View
+from erg.views.types import View
 
 SMALL_LOCAL = replace(SIMCLR_SMALL, crop=(0.1, 0.4), size=0.5)
 """A small crop of a small image."""
@@ -88,38 +88,3 @@ def of_one_size(crops: Sequence[View]) -> Iterator[list[Shaped[Tensor, "b *rest"
     """The data of crops that stand together and are equally large, one resolution at a time."""
     for _, equal in itertools.groupby(crops, lambda crop: crop.data.shape):
         yield [crop.data for crop in equal]
-
-
-def stacked(views: Sequence[View], who: str) -> tuple[Shaped[Tensor, "all *rest"], Mask]:
-    """The data and the masks of several views, one view after the other.
-
-    Args:
-        views: with masks on one grid.
-        who: name of the method that asks.
-
-    Raises:
-        ValueError: a view has no mask.
-    """
-    masks = [view.need_mask(who) for view in views]
-    hidden = torch.cat([mask.hidden for mask in masks])
-    return torch.cat([view.data for view in views]), Mask(hidden, masks[0].grid)
-
-
-def hidden_pixels(mask: Mask, unit: int) -> Bool[Tensor, "b 1 h w"]:
-    """Where pixels are hidden, patches being squares of `unit` pixels."""
-    patches = mask.hidden.any(dim=1).reshape(len(mask.hidden), 1, *mask.grid)
-    return patches.repeat_interleave(unit, dim=2).repeat_interleave(unit, dim=3)
-
-
-def blanked(
-    data: Float[Tensor, "b c h w"], mask: Mask, blank: Float[Tensor, "c u u"]
-) -> Float[Tensor, "b c h w"]:
-    """Images with the same square in the place of every hidden patch.
-
-    Args:
-        data: the images, as large as the grid of u x u pixels.
-        mask: of which it matters what is hidden.
-        blank: the square, before any network.
-    """
-    everywhere = blank.to(data.dtype).repeat(1, *mask.grid)
-    return torch.where(hidden_pixels(mask, blank.shape[-1]), everywhere, data)

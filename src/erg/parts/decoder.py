@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from erg.parts.encoder import Encoder
+from erg.parts.heads import mlp
+
 
 def patches(images: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b n p"]:
     """Cut into patches, row-major; p = patch height * patch width * c."""
@@ -63,7 +66,7 @@ class TokenDecoder(nn.Module):
                 f"{width}). Choose another."
             )
         self.embed = nn.Linear(fan_in, width)
-        self.blank = nn.Parameter(torch.zeros(width).normal_(std=0.02))
+        self.blank = nn.Parameter(torch.zeros(width).normal_(std=0.02))  # the mask token
         self.register_buffer("positions", sincos_positions(width, grid))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
@@ -97,10 +100,10 @@ class TokenDecoder(nn.Module):
         if wanted is None:
             x = blank.expand(len(tokens), *positions.shape)
             x = x.scatter(1, keep[..., None].expand_as(known), known)  # [b n width]
-            x = x + positions
+            x, before = x + positions, 0
         else:
             x = torch.cat([known + positions[keep], blank + positions[wanted]], dim=1)
-        before = 0 if wanted is None else keep.shape[1]
+            before = keep.shape[1]  # what is known is not predicted
         if vector is not None:
             x, before = torch.cat([self.embed(vector)[:, None], x], dim=1), before + 1
         for block in self.blocks:
@@ -134,7 +137,6 @@ class ConvDecoder(nn.Module):
         self.image_size, self.side = image_size, math.ceil(places / 2**doublings)
         widths = [min(256, width * 2**i) for i in range(doublings, -1, -1)]
         self.start = nn.Linear(dim, widths[0] * self.side**2)
-        self.first = widths[0]
         self.steps = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.ReLU(inplace=True))
             for a, b in itertools.pairwise(widths)
@@ -144,7 +146,7 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
-        x = self.start(z).reshape(len(z), self.first, self.side, self.side)
+        x = self.start(z).unflatten(1, (-1, self.side, self.side))
         for step in self.steps:
             x = step(nn.functional.interpolate(x, scale_factor=2))
         x = self.last(x)
@@ -153,15 +155,14 @@ class ConvDecoder(nn.Module):
         return x
 
 
-def decoder_for(dim: int, size: int, *, image: bool, width: int = 32) -> nn.Module:
+def decoder_for(encoder: Encoder, dim: int, *, width: int = 32) -> nn.Module:
     """From a vector [b dim] to data of the encoder's kind.
 
     Args:
+        encoder: of images, made by a `ConvDecoder`, or of vectors: one hidden layer.
         dim: width of the vector [features].
-        size: side of the image [pixels], or number of features of a vector.
-        image: whether it is an image, made by a `ConvDecoder`; else there is one hidden layer.
         width: channels before the last layer; a quarter of the width of the hidden layer.
     """
-    if image:
-        return ConvDecoder(dim, size, width=width)
-    return nn.Sequential(nn.Linear(dim, 4 * width), nn.ReLU(), nn.Linear(4 * width, size))
+    if encoder.mean:  # images alone are normalised
+        return ConvDecoder(dim, encoder.image_size, width=width)
+    return mlp(dim, 4 * width, encoder.image_size, norm=False)

@@ -60,7 +60,7 @@ class OutputNorm(BatchNorm):
 
 
 class CosineLinear(nn.Module):
-    """Cosines with each of k learned directions: both sides have norm 1, as behind DINO's head.
+    """Cosines with each of k learned prototypes: both sides have norm 1, as behind DINO's head.
 
     It is a weight-normalised linear layer without bias whose gain stays 1, on unit inputs. Rows
     start as torch's linear layers do, uniform in +-1 / sqrt(fan_in), so about 0.58 long: the longer
@@ -68,7 +68,7 @@ class CosineLinear(nn.Module):
 
     Args:
         fan_in: width of the input [features].
-        k: number of directions.
+        k: number of prototypes.
     """
 
     def __init__(self, fan_in: int, k: int) -> None:
@@ -103,10 +103,10 @@ class TokenHeads(nn.Module):
     Args:
         fan_in: width of vectors and tokens [features].
         hidden: width of a projector's hidden layers [features].
-        dim: width of what the directions are compared with [features].
-        k: number of directions.
-        tokens: `same`, the head of the vectors; `directions`, their own behind the same projector;
-            `own`, a projector too.
+        dim: width of what the prototypes are compared with [features].
+        k: number of prototypes.
+        tokens: `same`, the head of the vectors; `directions`, prototypes of their own behind the
+            same projector; `own`, a projector too.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class TokenHeads(nn.Module):
     def forward(
         self, vectors: Float[Tensor, "b d"], tokens: Float[Tensor, "m d"]
     ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "m k"]]:
-        """Cosines of vectors and of tokens with their directions."""
+        """Cosines of vectors and of tokens with their prototypes."""
         project, compare = self.projector, self.directions
         scores = compare(project(vectors))
         if self.token_projector is not None:
@@ -137,7 +137,7 @@ class TokenHeads(nn.Module):
         return scores, compare(project(tokens))
 
     def last_layers(self) -> Iterator[nn.Parameter]:
-        """The directions of both."""
+        """The prototypes of both."""
         yield self.directions.weight
         if self.token_directions is not None:
             yield self.token_directions.weight

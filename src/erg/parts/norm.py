@@ -136,13 +136,3 @@ def _ours(theirs: nn.modules.batchnorm._BatchNorm) -> BatchNorm:
     ours.num_batches_tracked = theirs.num_batches_tracked
     ours.training = theirs.training
     return ours
-
-
-def standardise(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Each feature to mean 0 and variance 1 over the global batch [b d], nothing learned."""
-    if not distributed.active():
-        return F.batch_norm(at_least_float32(x), None, None, training=True, eps=eps)
-    x = at_least_float32(x)
-    mean = distributed.mean(x)
-    variance = distributed.mean((x - mean).square())
-    return (x - mean) * (variance + eps).rsqrt()

@@ -1,12 +1,11 @@
 """A fully connected network for vectors."""
 
-import itertools
-
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from erg.parts.activation import Activation, activation_layer
 from erg.parts.encoder import Encoder
+from erg.parts.heads import mlp
 
 
 class VectorMLP(Encoder):
@@ -35,11 +34,10 @@ class VectorMLP(Encoder):
         super().__init__()
         self.image_size, self.dim = image_size, dim
         self.arguments = {"width": width, "depth": depth, "dim": dim, "activation": activation}
-        widths = [image_size, *[width] * depth]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Linear(a, b), activation_layer(activation)]
-        self.network = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
+        self.network = mlp(
+            image_size, *[width] * depth, dim, norm=False,
+            activation=lambda: activation_layer(activation),
+        )  # fmt: skip
 
     def forward(self, data: Float[Tensor, "b features"]) -> Float[Tensor, "b d"]:
         return self.network(data)

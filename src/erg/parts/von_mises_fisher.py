@@ -71,7 +71,8 @@ def tabulated(dim: int, concentration: float) -> tuple[Float[Tensor, " t"], floa
     come from one sum over t, in logarithms since exp(k) overflows.
     """
     # Many standard deviations on both sides of the mode, as far as they fit into [0, pi].
-    mode = math.atan2(math.sqrt(max(dim - 2, 0) / concentration), 1.0)
+    a = max(dim - 2, 0) / concentration  # at the mode sin(t)^2 = a cos(t)
+    mode = math.acos(2 / (math.sqrt(a * a + 4) + a))
     reach = 12 / math.sqrt(concentration) + 12 / math.sqrt(dim)
     edges = max(0.0, mode - reach), min(math.pi, mode + reach)
     t = torch.linspace(*edges, 200_001, dtype=torch.float64, device="cpu")

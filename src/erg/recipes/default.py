@@ -31,6 +31,7 @@ class Small:
 
 
 OF_PATCHES = ("MAE", "SimMIM")
+"""Methods that ask for a ViT and one size of view."""
 OF_MANY_PATCHES = ("DINOv2", "Data2Vec", "IBOT", "IJEPA", "MSN")
 """Which hide blocks of patches or make crops of two sizes."""
 WITHOUT_A_CLASS: dict[str, dict[str, Any]] = {
@@ -133,6 +134,10 @@ def default(
         optimiser: the whole of it; then `lr` is not used.
         seed: as in Run.
         further: other fields of Run.
+
+    Raises:
+        ValueError: the method takes tokens, and the data are none; batch is less than 1, or epochs
+            are not above 0.
     """
     why: list[str] = []
     if method is None:
@@ -155,6 +160,8 @@ def default(
     if batch is None:
         batch, reason = _batch(seen, kind, small)
         why.append(reason)
+    if batch < 1:
+        raise ValueError(f"batch should be at least 1 (got {batch}).")
     per_epoch = max(1, int(0.95 * seen.images) // batch)
     if steps is None:
         if epochs is None:
@@ -162,6 +169,8 @@ def default(
             why.append(
                 f"{epochs:g} epochs: enough to judge; more help (--epochs), --minutes sets a limit."
             )
+        if not epochs > 0:
+            raise ValueError(f"epochs should be above 0 (got {epochs:g}).")
         steps = max(1, round(epochs * per_epoch))
     if optimiser is None:
         rate, reason = _rate(batch, encoder, kind, small)

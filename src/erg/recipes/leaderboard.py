@@ -8,7 +8,7 @@ of them and stand here once; what one row has beside them stands in its `departs
 - learning rates warm up and then follow half a cosine, weight decay is constant;
 - one rate for all parameters, no decay by layer, dropped paths only where the encoder has them;
 - biases and gains are not decayed, but by LARC, and the momentum of sgd is Nesterov's;
-  directions and prototypes are decayed (MSN's authors do not);
+  prototypes are decayed (MSN's authors do not);
 - batch norms see the batch of all processes, but for MoCo's groups (PIRL: each GPU its own; SwAV:
   groups of 8; SEER: of 64);
 - what the docstring of a method departs in holds here too;
@@ -25,18 +25,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from erg import catalog
+from erg.parts.crops import multi_crop
 from erg.recipes.default import WITHOUT_A_CLASS
 from erg.schedule import Constant, Cosine
 from erg.train.run import Optimiser, Run
 from erg.views.plan import (
-    BYOL_FIRST,
     BYOL_SECOND,
-    DINO_LOCAL,
     MOCO2,
     SIMCLR,
     SWAV_GLOBAL,
     SWAV_LOCAL,
-    Augmentation,
     Masking,
     Plan,
     Tiles,
@@ -164,17 +162,9 @@ def _adamw(lr: float, warmup: float, decay: float = 0.04, **further: Any) -> Opt
     return Optimiser(name="adamw", lr=lr, weight_decay=decay, warmup=warmup, **further)
 
 
-def _crops(
-    large: tuple[float, float], small: tuple[float, float], count: int, mask: Masking | None = None
-) -> Plan:
-    """DINO's colours with other shares of the image's area; large crops may have masks."""
-    main = tuple(replace(view, crop=large, mask=mask) for view in (BYOL_FIRST, BYOL_SECOND))
-    return Plan(main=main, local=(replace(DINO_LOCAL, crop=small),) * count)
-
-
-_IBOT_LARGE = _crops(
-    (0.32, 1.0), (0.05, 0.32), 10,
-    Masking(grid=(14, 14), ratio=0.3, spread=0.2, masked=0.5, kind="random"),
+_IBOT_LARGE = multi_crop(
+    224, 10, share=0.32,
+    mask=Masking(grid=(14, 14), ratio=0.3, spread=0.2, masked=0.5, kind="random"),
 )  # fmt: skip
 """iBOT's for ViT-B and L."""
 
@@ -334,14 +324,14 @@ def dino(backbone: str) -> Run:
     if backbone == "R50":
         return _run(
             "DINO", backbone, _sgd(0.12, warmup=10 / 800), epochs=800, batch=1024,
-            plan=_crops((0.14, 1.0), (0.05, 0.14), 8), prototypes=65_536, freeze=1 / 800,
+            plan=multi_crop(224, 8, share=0.14), prototypes=65_536, freeze=1 / 800,
         )  # fmt: skip
     epochs = {"ViT-S/16": 800, "ViT-S/8": 800, "ViT-B/16": 400, "ViT-B/8": 300}[backbone]
     warm, frozen, end = (30, 1, 5e-3) if "-S/" in backbone else (50, 3, 4e-3)
     if backbone.endswith("/8"):
-        plan = _crops((0.25, 1.0), (0.05, 0.25), 6)
+        plan = multi_crop(224, 6, share=0.25)
     else:
-        plan = _crops((0.4, 1.0), (0.05, 0.4), 8)
+        plan = multi_crop(224, 8, share=0.4)
     return _run(
         "DINO", backbone, _adamw(2e-3, 10 / epochs, clip=3.0, end=end), epochs=epochs, batch=1024,
         plan=plan, prototypes=65_536, warmup=warm / epochs, freeze=frozen / epochs,
@@ -352,7 +342,7 @@ def dino_xcit(backbone: str) -> Run:
     end = 0.04 if "-S" in backbone else 0.01
     return _run(
         "DINO", backbone, _adamw(1e-3, 10 / 300, clip=3.0, end=end), epochs=300, batch=1024,
-        plan=_crops((0.3, 1.0), (0.05, 0.3), 8), prototypes=65_536, warmup=30 / 300,
+        plan=multi_crop(224, 8, share=0.3), prototypes=65_536, warmup=30 / 300,
         freeze=1 / 300,
     )  # fmt: skip
 
@@ -410,7 +400,7 @@ def dinov2(backbone: str) -> Run:
         )  # fmt: skip
         return replace(run, steps=125_000)
     mask = Masking(grid=(16, 16), ratio=0.3, spread=0.2, masked=0.5, stratified=True, kind="blocks")
-    plan = _crops((0.32, 1.0), (0.05, 0.32), 8, mask)
+    plan = multi_crop(224, 8, share=0.32, mask=mask)
     plan = replace(plan, local=tuple(replace(view, size=84 / 224) for view in plan.local))
     run = _run(
         "DINOv2", backbone, _adamw(3.5e-4, 80 / 500, clip=3.0), epochs=1, batch=3072, plan=plan,
@@ -427,12 +417,12 @@ def dinov3(backbone: str) -> Run:
         )  # fmt: skip
         return replace(run, steps=125_000)
     mask = Masking(grid=(16, 16), ratio=0.3, spread=0.2, masked=0.5, stratified=True, kind="blocks")
-    plan = _crops((0.32, 1.0), (0.05, 0.32), 8, mask)
+    plan = multi_crop(256, 8, share=0.32, mask=mask)
     plan = replace(plan, local=tuple(replace(view, size=112 / 256) for view in plan.local))
     run = _run(
         "DINOv2", backbone, _adamw(4e-4, 100 / 1230, clip=30.0, beta2=0.99), epochs=1, batch=4096,
         side=256, plan=plan, prototypes=262_144, hidden=8192, dim=512, momentum=Constant(0.994),
-        warmup=100 / 1230, freeze=5 / 1230,
+        warmup=100 / 1230, freeze=5 / 1230, gram=2.0, gram_from=1000 / 1230,
     )  # fmt: skip
     return replace(run, steps=1_230_000)
 
@@ -446,10 +436,7 @@ def ijepa(backbone: str) -> Run:
 
 
 def lejepa(backbone: str) -> Run:
-    view = Augmentation(
-        crop=(0.3, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
-        grey=0.2, blur=0.5, solarise=0.2,
-    )  # fmt: skip
+    view = replace(BYOL_SECOND, crop=(0.3, 1.0), blur=0.5)
     local = replace(view, crop=(0.05, 0.3), size=84 / 224)
     return _run(
         "LeJEPA", backbone, _adamw(5e-4, 0.1, decay=0.05, end=1e-3), epochs=100, batch=1024,
@@ -471,7 +458,7 @@ def data2vec(backbone: str) -> Run:
 
 _SMALL = "small crops of 84 pixels, which the patches divide"
 _DISTILLED = "trained by itself, where its authors distilled it from ViT-g/14; " + _SMALL
-_GRAM = "without Gram anchoring, rotary augmentation and the later stages"
+_ROTARY = "positions are learned, where its authors rotate queries and keys"
 _REGIONS = "with regions from the start, where its authors begin without"
 _SLOW = "the teacher keeps one momentum, where its authors slow it down half-way"
 _MASKS = "backgrounds are removed only with saliency masks, which have to be given (`Run.mask`)"
@@ -549,9 +536,10 @@ ROWS = (
     Row("DINOv2", "ViT-B/14", dinov2, 84.5, 82.1, departs=_DISTILLED),
     Row("DINOv2", "ViT-L/14", dinov2, 86.3, 83.5, departs=_DISTILLED),
     Row("DINOv2", "ViT-g/14", dinov2, 87.1, 83.7, departs=_SMALL),
-    Row("DINOv3", "ViT-L/16", dinov3, 83.5, 82.0, departs=_GRAM),
+    Row("DINOv3", "ViT-L/16", dinov3, 83.5, 82.0, departs=_ROTARY),
     Row("DINOv3", "ViT-7B/16", dinov3, 88.4, recalled=True,
-        departs=_GRAM + "; crops are mirrored too; patches have as many directions as views"),
+        departs=_ROTARY + "; crops are mirrored too and keep one size to the end; patches have as "
+        "many prototypes as views; the anchor is the last teacher of the first stage"),
     Row("I-JEPA", "ViT-H/14", ijepa, 79.3, recalled=True),
     Row("I-JEPA", "ViT-H/16", ijepa, 81.1, recalled=True),
     Row("LeJEPA", "ViT-H/14", lejepa, 79.0, departs=_SMALL),

@@ -23,7 +23,8 @@ from PIL import Image
 from erg.durable import write_atomically
 from erg.report import charts, words
 from erg.report.charts import Bar, Series
-from erg.report.record import Curve, Map, Record, Sheet, ViewGrid, read_record
+from erg.report.read import read_record
+from erg.report.record import Curve, Map, Record, Sheet, ViewGrid
 
 ASSETS = Path(__file__).parent / "page"
 MAX_SHEET = 3_000_000  # bytes; larger sprite sheets are compressed harder, the page stays < 6 MB

@@ -133,6 +133,8 @@ def _save_whole(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -
         path.parent.mkdir(exist_ok=True)
     check_room(path.parent, len(content))
     # The checksum first: a checkpoint is there from the moment its file is moved to its place.
+    with explained(path.parent):
+        path.unlink(missing_ok=True)  # damaged, or the start of a run that is written once more
     write_atomically(_sidecar(path), hashlib.sha256(content).hexdigest().encode())
     write_atomically(path, content)
     check_written(path, content)
@@ -271,7 +273,7 @@ def _restore(
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     for parameter, kept in optimiser.state.items():
         for name, value in kept.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if name != "step" and isinstance(value, Tensor) and value.shape == parameter.shape:
                 # In the parameter's memory layout, which files do not keep: fused steps walk both
                 # in memory order.
                 kept[name] = torch.empty_like(parameter).copy_(value).detach()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erg.data.loader import Images, Loader
+from erg.data.source import DataError
 from erg.encoders import Encoder
 from erg.views.plan import whole
 from erg.views.types import Views
@@ -25,6 +27,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+def check_takes(
+    encoder: Encoder, holds: Literal["images", "vectors", "tokens"], width: int = 0
+) -> None:
+    """Refuse data of a kind that an encoder is not made for.
+
+    Args:
+        encoder: that is to see the data.
+        holds: what the data are.
+        width: of vectors [features].
+
+    Raises:
+        DataError: it takes data of another kind, or vectors of another width.
+    """
+    takes = "tokens" if encoder.vocabulary else "images" if encoder.mean else "vectors"
+    if holds != takes and not (holds == "tokens" and encoder.name == "identity"):
+        raise DataError(
+            f"the data are {holds}, and the encoder {encoder.name} takes {takes}. Give data like "
+            "those it was made for, or another encoder."
+        )
+    if holds == "vectors" and width != encoder.image_size:
+        raise DataError(
+            f"the vectors have {width} features, and the encoder {encoder.name} takes "
+            f"{encoder.image_size}. Give data like those it was made for."
+        )
 
 
 FEW_TOKENS = 160

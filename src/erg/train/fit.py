@@ -17,10 +17,10 @@ from erg.data.cache import Cache, open_images, open_vectors
 from erg.data.loader import Images
 from erg.data.manifest import Manifest
 from erg.data.masked import Masked, masks_of, open_masks
-from erg.data.source import Source, open_source
+from erg.data.source import DataError, Source, open_source
 from erg.data.splits import hold_out
 from erg.data.stream import Stream
-from erg.encoders import Encoder, save_encoder
+from erg.encoders import Encoder, load_encoder, save_encoder
 from erg.method import Method
 from erg.train.checkpoint import load_checkpoint
 from erg.train.features import features, whole_images
@@ -29,7 +29,7 @@ from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
 from erg.train.launch import in_group, leads, relaunch, restarted
 from erg.train.loop import Data, Loop
 from erg.train.preempt import INTERRUPTED, STOPPED, Leave, Stopped
-from erg.train.processes import leave_group, several_processes
+from erg.train.processes import fabric_for, leave_group, several_processes
 from erg.train.run import Run, environment
 from erg.train.shortcut import Shortcut
 from erg.train.training import Progress, measured, train
@@ -219,9 +219,9 @@ def fit(
         started: `time.monotonic()` from which `minutes` count; by default the call.
         max_skipped: largest share of items that may be unreadable before the run stops, or vanish
             or change while it reads them again.
-        cache_gb: largest size of all decoded images [GB] that are kept; larger sets are decoded
-            whenever they are used. By default a third of the free disk (memory, where there are
-            several processes).
+        cache_gb: largest size of all decoded images [GB] that each process keeps; larger sets are
+            decoded whenever they are used. By default a third of the free disk or, where there are
+            several processes, of the free memory for all of them together.
 
     Raises:
         ValueError: the run, its data or the folder are not usable; the text says what to do.
@@ -241,11 +241,12 @@ def fit(
         return _in_processes(run, Path(out) if out else next_folder(run), devices, resume, options)
     started = time.monotonic() if started is None else started
     tell = tell or (lambda _: None)
-    folder = RunFolder(Path(out) if out is not None else next_folder(run))
+    folder = RunFolder(Path(out) if out is not None else _free_folder(run, device))
     lead = leads()  # the process group starts with the loop
-    # torchrun starts the same command again after a process has died.
-    resume = resume or (restarted() and folder.run_file.exists())
-    if resume and minutes is not None and folder.run_file.exists():
+    # torchrun starts the same command again after a process has died. A run that never came to its
+    # first step is begun.
+    resume = (resume or restarted()) and folder.run_file.exists()
+    if resume and minutes is not None:
         run = replace(run, steps=folder.read_run()["steps"])  # as they were measured
     if folder.run_file.exists() and not resume:
         raise ValueError(
@@ -260,7 +261,7 @@ def fit(
             source = source or open_source(run.data if data is None else data, label=run.label)
             masks = None if run.mask is None else masks_of(source, run.mask)
             if masks is not None:
-                _check_masks_serve(run, len(source))
+                check_masks_serve(run, len(source))
             opened, manifest = open_data(
                 source, folder, image_size=run.image_size, label=run.label, masks=masks,
                 hold=run.hold_out, max_skipped=max_skipped, resume=resume, progress=prepared,
@@ -269,7 +270,11 @@ def fit(
             tell(manifest.summary())
             tell(_kept(opened.images))
             run = _with_size(run, len(manifest))
-            loop = Loop(run, opened, device=torch.device(device) if device else None)
+            loop = Loop(
+                run, opened, device=torch.device(device) if device else None,
+                like=_begun_with(run, folder) if resume else None,
+            )  # fmt: skip
+            _check_same(manifest)
             if isinstance(opened.images, Masked):
                 tell(opened.images.summary())
             elif _takes_masks(loop.loader.plan):
@@ -285,9 +290,10 @@ def fit(
                     if isinstance(opened.images, Masked):
                         opened.images.found.save(_masks_file(folder))
                     folder.write_run({**run.to_json(), "environment": environment()})
+                    # Also of a run that was killed before it came here: nothing is loaded yet.
                     if not (folder.encoder_start / "config.json").exists():
-                        # Also of a run that was killed before it came here: nothing is loaded yet.
                         save_encoder(first.encoder, folder.encoder_start)
+                    if not (folder.path / "pictures" / "energies.json").exists():
                         _record_start(loop, folder)
                 del first  # a copy of everything, where processes hold shares
                 method = train(
@@ -302,6 +308,42 @@ def fit(
                 leave_group()
         finally:
             folder.unlock()
+
+
+def _free_folder(run: Run, device: str | None) -> Path:
+    """`next_folder`, the same for all processes.
+
+    Raises:
+        ValueError: torchrun has started them again, and nobody knows where they began.
+    """
+    if not several_processes():
+        return next_folder(run)
+    if restarted():
+        raise ValueError(
+            "processes that are started again have to know the folder of their run. Name it with "
+            "--out."
+        )
+    fabric_for(torch.device(device) if device else None, run.strategy)
+    chosen = [str(next_folder(run))]
+    torch.distributed.broadcast_object_list(chosen)
+    return Path(chosen[0])
+
+
+def _check_same(manifest: Manifest) -> None:
+    """Whether all processes read the same: their orders and hold-outs follow from it.
+
+    Raises:
+        DataError: a file was there, or could be read, for some of them alone.
+    """
+    if not distributed.active():
+        return
+    everyone: list[Any] = [None] * distributed.world()
+    torch.distributed.all_gather_object(everyone, (manifest.identity, len(manifest.ok)))
+    if len(set(everyone)) != 1:
+        raise DataError(
+            "the processes do not read the same data: a file is there, or can be read, for some of "
+            "them alone. Give all of them the same, and start again."
+        )
 
 
 def _kept(images: Images | np.ndarray) -> str:
@@ -321,7 +363,7 @@ def _takes_masks(plan: Plan) -> bool:
     return any(view.background > 0 for view in (*plan.main, *plan.local))
 
 
-def _check_masks_serve(run: Run, rows: int) -> None:
+def check_masks_serve(run: Run, rows: int) -> None:
     """Refuse masks for a plan without them, before anything is decoded."""
     plan = run.plan or replace(_with_size(run, rows), init=None).build().plan()
     if not _takes_masks(plan):
@@ -352,7 +394,7 @@ def _in_processes(
         command = ["pretrain", *arguments, "--method", run.method, "--no-report"]
         code = relaunch(command, devices)
     if code in (STOPPED, INTERRUPTED):
-        built = replace(run, init=None).build()
+        built = _rebuilt(run, RunFolder(folder))
         saved = load_checkpoint(RunFolder(folder).checkpoints, built, None)
         raise Stopped(code, saved.step if saved else 0)
     if code:
@@ -379,10 +421,22 @@ def load(path: str | Path, *, method: str | None = None, device: str = "cpu") ->
     """
     folder = RunFolder(Path(path))
     run = Run.from_json(folder.read_run(), method=method)
-    built = replace(run, init=None).build(device)
+    built = _rebuilt(run, folder, device)
     if load_checkpoint(folder.checkpoints, built, None) is None:
         raise ValueError(f"{path} has no checkpoint yet. Let the run reach its first one.")
     return Fitted(run, folder.path, built.eval())
+
+
+def _begun_with(run: Run, folder: RunFolder) -> Encoder | None:
+    """The encoder that a run started from, where it was one that has come from elsewhere."""
+    if run.init is None or not (folder.encoder_start / "config.json").exists():
+        return None
+    return load_encoder(folder.encoder_start)
+
+
+def _rebuilt(run: Run, folder: RunFolder, device: str = "cpu") -> Method:
+    """The method of a run, whose weights a checkpoint holds."""
+    return replace(run, init=None).build(device, like=_begun_with(run, folder))
 
 
 def next_folder(run: Run) -> Path:

@@ -1,5 +1,6 @@
 """The run folder, as training writes it (format 1). The report reads it without torch."""
 
+import itertools
 import json
 import os
 import re
@@ -126,8 +127,7 @@ class RunFolder:
     def write_run(self, data: dict[str, Any]) -> None:
         """run.json, atomically."""
         self._make()
-        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.run_file, text.encode())
+        write_atomically(self.run_file, _encoded(data, indent=2, allow_nan=False))
 
     def read_run(self) -> dict[str, Any]:
         """The contents of run.json.
@@ -169,6 +169,11 @@ class RunFolder:
         """The first event of a kind."""
         return next((line for _, line in _lines(self._events) if line.get("kind") == kind), None)
 
+    def in_a_row(self, kind: str, step: int) -> int:
+        """How many steps up to this one, one after another, have an event of a kind."""
+        steps = {line["step"] for _, line in _lines(self._events) if line.get("kind") == kind}
+        return next(n for n in itertools.count() if step - n not in steps)
+
     def truncate(self, step: int) -> None:
         """Forget what happened after a step: a resumed run goes through it again."""
         self._make()
@@ -182,11 +187,19 @@ class RunFolder:
     def _append(self, file: Path, line: dict[str, Any]) -> None:
         self._make()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        text = json.dumps(line, ensure_ascii=False) + "\n"
+        text = _encoded(line) + b"\n"
         with explained(file):
             number = os.open(file, flags, 0o644)
             with os.fdopen(number, "ab") as out:
-                out.write(text.encode())
+                out.write(text)
+
+
+def _encoded(data: dict[str, Any], **options: Any) -> bytes:
+    """As JSON in UTF-8; names of files that are no text are spelled out."""
+    try:
+        return json.dumps(data, ensure_ascii=False, **options).encode()
+    except UnicodeEncodeError:
+        return json.dumps(data, **options).encode()
 
 
 def sweep_checkpoints(folder: Path) -> None:

@@ -35,7 +35,8 @@ def first_to_fail() -> bool:
     if marker is None:
         return True
     try:
-        Path(marker).with_name("failed").touch(exist_ok=False)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        Path(f"{marker}.failed-{attempt}").touch(exist_ok=False)
     except OSError:
         return False
     return True
@@ -79,8 +80,11 @@ def relaunch(arguments: Sequence[str], devices: int, nodes: int = 1) -> int:
         )
         asked.start(group)
         code = group.wait()
-        if marker.exists():
-            return int(marker.read_text())
+        told = _told(marker)
+        if told == STOPPED and code and asked.number is None:
+            return code  # one has died, and the launcher asked the others to stop
+        if told is not None:
+            return told
         return code if asked.number is None else code_of(asked.number)
 
 
@@ -132,13 +136,26 @@ class Forwarding:
 def leave(code: int) -> int:
     """What a worker should exit with: it tells the parent its code and leaves quietly.
 
-    A launcher that sees a worker fail ends the others, which may still be saving.
+    A launcher that sees a worker fail ends the others, which may still be saving: of those that
+    fail with it, or are asked to stop since it did, none takes the place of its code.
     """
     marker = os.environ.get(MARKER)
     if marker is None or code == 0:
         return code
     asked = code in (STOPPED, INTERRUPTED)
-    if leads() or not asked:
+    if asked:
+        first = _told(Path(marker)) in (None, 1, STOPPED) or code == INTERRUPTED
+    else:
+        first = code != 1 or _told(Path(marker)) is None
+    if first and (leads() or not asked):
         with suppress(OSError):  # the parent is gone, and nobody listens
             write_atomically(Path(marker), str(code).encode())
     return 0 if asked else code
+
+
+def _told(marker: Path) -> int | None:
+    """The exit code that a worker has written, if any has."""
+    try:
+        return int(marker.read_text())
+    except (OSError, ValueError):
+        return None

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,17 @@ from torch import nn
 
 from erg import distributed
 from erg.data.loader import Images, Loader
+from erg.data.manifest import default_threads
+from erg.encoders import Encoder
 from erg.method import Loss, Method
 from erg.train.checkpoint import Diverged
-from erg.train.features import computing_in, features, plain_attention, whole_images
+from erg.train.features import (
+    check_takes,
+    computing_in,
+    features,
+    plain_attention,
+    whole_images,
+)
 from erg.train.log import diverged
 from erg.train.optim import build_optimiser
 from erg.train.processes import compile_in_turn, fabric_for
@@ -51,18 +59,31 @@ class Loop:
         run: what to do.
         data: what to train on.
         device: where; None takes the first accelerator, or the CPU.
-        threads: that make views.
+        threads: that make views; None: as many as there are cores, at most 8.
+        like: the encoder of a run that was begun, see `Run.build`.
     """
 
     def __init__(
-        self, run: Run, data: Data, *, device: torch.device | None = None, threads: int = 2
+        self,
+        run: Run,
+        data: Data,
+        *,
+        device: torch.device | None = None,
+        threads: int | None = None,
+        like: Encoder | None = None,
     ) -> None:
         self.run, self.data = run, data
+        self.threads = default_threads() if threads is None else threads
         self.fabric = fabric_for(device, run.strategy)
         self.device = self.fabric.device
         # Float32 is float32, in convolutions too; bfloat16 is there for speed.
         torch.backends.cudnn.allow_tf32 = False
-        self.method = run.build(self.device)
+        self.method = run.build(self.device, like=like)
+        if not isinstance(data.images, np.ndarray):
+            check_takes(self.method.encoder, "images")
+        else:
+            holds = "tokens" if data.images.dtype.kind == "i" else "vectors"
+            check_takes(self.method.encoder, holds, data.images.shape[1])
         self.wrapped: Any = None
         self.sharded = run.strategy == "fsdp" and distributed.active()
         if self.sharded:
@@ -77,14 +98,15 @@ class Loop:
             data.images, data.train, run.plan or self.method.plan(), batch=run.batch,
             seed=run.seed, image_size=run.image_size, mean=encoder.mean, std=encoder.std,
             rank=distributed.rank(), world=distributed.world(), accumulate=run.accumulate,
-            threads=threads,
+            threads=self.threads,
             # A quarter of the bytes cross to an accelerator, which normalises them there.
             output="float32" if self.device.type == "cpu" else "uint8",
             pin=self.device.type == "cuda",
         )  # fmt: skip
         if len(data.train) < 2:
             raise ValueError(
-                f"training needs at least 2 images (got {len(data.train)}). Add more images."
+                "training needs at least 2 images besides those held out (got "
+                f"{len(data.train)}). Add more images."
             )
         self.step_loss = self._set_up()
         self.clusters = type(self.method).after_epoch is not Method.after_epoch
@@ -113,7 +135,7 @@ class Loop:
         they hold shares."""
         if not self.sharded:
             return self.method
-        copied = replace(self.run, init=None).build(self.device)
+        copied = self.run.build(self.device, like=self.method.encoder)
         copied.load_state_dict({k: whole(t) for k, t in self.method.state_dict().items()})
         return copied
 
@@ -218,15 +240,17 @@ class Loop:
         """Give methods with closed forms or clustering the features of every training image."""
         if not self.clusters:
             return
-        rows = self.data.train[distributed.rank() :: distributed.world()]
         encoder = self.method.encoder
-        views = whole_images(
-            self.data.images, rows, image_size=self.run.image_size,
-            mean=encoder.mean, std=encoder.std,
-        )  # fmt: skip
-        mine = features(encoder, encoder, views, device=self.device, autocast=self.autocast)
         dtype = next((p.dtype for p in self.method.parameters()), torch.float32)
-        everyone = distributed.gather(torch.from_numpy(mine).to(self.device, dtype))
+        everyone = torch.zeros(0, encoder.dim, device=self.device, dtype=dtype)
+        if self.method.needs_features():
+            views = whole_images(
+                self.data.images, self.data.train[distributed.rank() :: distributed.world()],
+                image_size=self.run.image_size, mean=encoder.mean, std=encoder.std,
+                threads=self.threads,
+            )  # fmt: skip
+            mine = features(encoder, encoder, views, device=self.device, autocast=self.autocast)
+            everyone = distributed.gather(torch.from_numpy(mine).to(self.device, dtype))
         self.method.after_epoch(everyone)
         if distributed.active() and not self.sharded:
             # GPUs add up in orders of their own: what the first one found holds for all.

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from erg import catalog
-from erg.encoders import build_encoder
+from erg.encoders import Encoder, build_encoder
 from erg.method import Method
 from erg.schedule import Schedule, WarmupCosine
 from erg.views.plan import Augmentation, Masking, Plan, Tiles
@@ -56,6 +56,8 @@ class Optimiser:
             raise ValueError(f"no optimiser is called {self.name!r}. Use adamw, sgd, lars or larc.")
         if not self.lr > 0:
             raise ValueError(f"lr should be greater than 0 (got {self.lr}).")
+        if not self.clip >= 0:  # a negative one would turn the gradient round
+            raise ValueError(f"clip should be at least 0 (got {self.clip}).")
 
     def learning_rate(self, progress: float) -> float:
         """At a fraction of training done."""
@@ -144,8 +146,13 @@ class Run:
                 "Choose accumulate so that it divides batch."
             )
 
-    def build(self, device: torch.device | str = "cpu") -> Method:
+    def build(self, device: torch.device | str = "cpu", *, like: Encoder | None = None) -> Method:
         """Seed, then make the encoder and the method on a device; the same weights every time.
+
+        Args:
+            device: to put them on.
+            like: an encoder that this run has had, whose form and normalisation are taken instead
+                of those of `init`, which need not be there any more: its weights come later.
 
         Raises:
             ValueError: unknown names or arguments, each with what to do.
@@ -153,7 +160,13 @@ class Run:
         kind = catalog.find(self.method)
         catalog.check_arguments(kind, self.method_args)
         torch.manual_seed(int(bits(self.seed, Purpose.WEIGHTS)) >> 1)
-        encoder = build_encoder(self.encoder, self.image_size, init=self.init, **self.encoder_args)
+        if like is None:
+            given, init = self.encoder_args, self.init
+        else:
+            given, init = like.arguments, None
+        encoder = build_encoder(self.encoder, self.image_size, init=init, **given)
+        if like is not None:
+            encoder.mean, encoder.std = like.mean, like.std
         if self.recompute:
             encoder.recompute()
         method = kind(encoder, **self.method_args)

@@ -126,6 +126,7 @@ class Training:
         watched = _watched(run, loop, self.folder.first("health"))
         for observer in self.observers:
             observer.start(watched)
+        self.in_a_row = self.folder.in_a_row("left out", done)
         if done == 0:
             if self.part:
                 self.save(0)
@@ -145,10 +146,8 @@ class Training:
                 stop = distributed.agree(watch.code != 0, loop.device)
                 if stop or self.due(done):
                     self.save(done)
-                if stop and done < run.steps:
+                if stop:  # also after the last step: what follows is left to a resumed run
                     raise Stopped(watch.code or 75, done)
-        if done == 0 or not self.folder.checkpoints.exists():
-            self.save(done)
         return loop.whole()
 
     def step(self, step: int, batches: Sequence[Views]) -> dict[str, torch.Tensor]:
@@ -209,6 +208,7 @@ class Training:
 
     def warn(self, done: int, kind: str, said: str, **further: Any) -> None:
         """Write a warning into the run and print it."""
+        self.log.write()  # what was before it
         if self.writes:
             self.folder.event(done, kind, **further, warning=said)
         if self.tell is not None:
@@ -233,7 +233,8 @@ class Training:
         return distributed.agree(late, self.loop.device)
 
     def save(self, done: int) -> None:
-        """Write a checkpoint; all processes have to hold the same then."""
+        """Write a checkpoint, once all processes are known to hold the same."""
+        _assert_equal_ranks(self.loop.method)
         self.log.write()
         if self.writes:
             self.folder.flush()
@@ -242,7 +243,7 @@ class Training:
                 self.folder.checkpoints, done, self.loop.method, self.loop.optimiser,
                 writes=self.writes, keep=done // self.part * self.part if self.part else None,
             )  # fmt: skip
-        _assert_equal_ranks(self.loop.method)
+        distributed.agree(False, self.loop.device)  # the others wait until it is whole
         self.clock.saved()
 
 

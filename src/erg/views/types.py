@@ -68,26 +68,15 @@ class Mask:
         Raises:
             ValueError: items of the batch keep different numbers of patches.
         """
-        return _indices(~self.hidden.any(dim=1), "visible")
-
-    def masked(self) -> Int[Tensor, "b m"]:
-        """Indices of the patches in any target block, ascending.
-
-        Raises:
-            ValueError: items of the batch hide different numbers of patches.
-        """
-        return _indices(self.hidden.any(dim=1), "hidden")
-
-
-def _indices(chosen: Bool[Tensor, "b n"], what: str) -> Int[Tensor, "b m"]:
-    counts = chosen.sum(dim=1)
-    if not bool((counts == counts[0]).all()):
-        low, high = int(counts.min()), int(counts.max())
-        raise ValueError(
-            f"the images of this batch have {low} to {high} {what} patches, so their indices form "
-            "no rectangle. Use a mask plan that hides the same number in every image."
-        )
-    return chosen.nonzero()[:, 1].reshape(chosen.shape[0], -1)
+        visible = ~self.hidden.any(dim=1)
+        counts = visible.sum(dim=1)
+        if not bool((counts == counts[0]).all()):
+            low, high = int(counts.min()), int(counts.max())
+            raise ValueError(
+                f"the images of this batch have {low} to {high} visible patches, so their indices "
+                "form no rectangle. Use a mask plan that hides the same number in every image."
+            )
+        return visible.nonzero()[:, 1].reshape(len(visible), -1)
 
 
 @functools.cache

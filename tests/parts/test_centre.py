@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from erg.parts.center import Center, Sharpening
+from erg.parts.centre import Centre, Sharpening
 
 
 def test_moves_towards_the_mean_of_the_batch() -> None:
-    centre, generator = Center(3, 0.7).double(), torch.Generator().manual_seed(0)
+    centre, generator = Centre(3, 0.7).double(), torch.Generator().manual_seed(0)
     wanted = [0.0, 0.0, 0.0]
     for b in (4, 1, 7):
         t = torch.randn(b, 3, generator=generator, dtype=torch.float64)
@@ -20,7 +20,7 @@ def test_moves_towards_the_mean_of_the_batch() -> None:
 
 
 def test_is_saved_in_its_own_precision_and_without_gradient() -> None:
-    centre, other = Center(2, 0.9), Center(2, 0.9)
+    centre, other = Centre(2, 0.9), Centre(2, 0.9)
     centre.update(torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True))
     assert centre.mean.dtype == torch.float32
     assert not centre.mean.requires_grad
@@ -30,7 +30,7 @@ def test_is_saved_in_its_own_precision_and_without_gradient() -> None:
 
 
 def test_codes_are_centred_before_they_are_sharpened() -> None:
-    centre = Center(3, 0.9).double()
+    centre = Centre(3, 0.9).double()
     centre.mean.copy_(torch.tensor([0.1, -0.2, 0.3]))
     t = torch.tensor([[0.5, 0.1, 0.2], [-0.3, 0.4, 0.0]], dtype=torch.float64)
     for row, found in zip(t.tolist(), centre.codes(t, 0.05).tolist(), strict=True):

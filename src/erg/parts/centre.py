@@ -15,7 +15,7 @@ from erg import distributed, energy
 from erg.schedule import Linear, Schedule
 
 
-class Center(nn.Module):
+class Centre(nn.Module):
     """c <- m c + (1 - m) mean(t) over the batch of all processes; starts at 0.
 
     Args:

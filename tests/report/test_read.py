@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from erg.report.record import UnknownFormatError, read_record
+from erg.report.read import UnknownFormatError, read_record
 
 PICTURES = ("map", "neighbours", "views", "energies")
 
@@ -116,6 +117,29 @@ def test_damaged_lines_in_the_middle_are_told(run_folder: Path) -> None:
     record = read_record(run_folder)
     assert record.notes == ("3 damaged line(s) of events.jsonl were left out.",)
     assert len(record.curves["loss"].step) == 400
+
+
+def test_numbers_beyond_all_floats_are_left_out(run_folder: Path) -> None:
+    path = run_folder / "events.jsonl"
+    huge = "9" * 401
+    step = '{"kind": "step", "step": '
+    line = f'{step} 1, "loss": {huge}, "new": {huge}, "pull": {{"a": {huge}}}}}\n'
+    path.write_text(path.read_text() + line + f'{step} {huge}, "loss": 1}}\n')
+    record = read_record(run_folder)
+    assert record.notes == ("1 damaged line(s) of events.jsonl were left out.",)
+    assert len(record.curves["loss"].step) == 400
+    assert "new" not in record.curves
+    assert "pull/a" not in record.curves
+
+
+def test_a_manifest_of_other_types_is_left_out(run_folder: Path) -> None:
+    """Arrow has errors of its own, among them for what it cannot compare."""
+    path = run_folder / "manifest.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("status")
+    numbers = pa.array([1] * len(table), pa.int64())
+    pq.write_table(table.set_column(place, "status", numbers), path)
+    assert "manifest.parquet cannot be read" in read_record(run_folder).missing["manifest.parquet"]
 
 
 def test_the_later_line_of_a_step_counts(run_folder: Path) -> None:
