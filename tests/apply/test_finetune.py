@@ -1,5 +1,6 @@
 """Fine-tuning: draws of labels, exact repeats, few labels of MNIST."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,19 @@ def test_the_same_arguments_give_the_same_weights(shapes: tuple[Encoder, Opened]
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
     assert torch.equal(state, torch.get_rng_state()), "nobody else's random numbers are used up"
+
+
+def test_what_interrupts_it_leaves_no_threads(shapes: tuple[Encoder, Opened]) -> None:
+    encoder, opened = shapes
+    before = threading.active_count()
+
+    def interrupt(done: int, of: int) -> None:
+        assert threading.active_count() > before
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(encoder, opened, opened.rows[:40], Tuning(steps=2, batch=8), progress=interrupt)
+    assert threading.active_count() == before
 
 
 def test_an_encoder_without_a_learning_rate_stays_as_it_is(

@@ -6,6 +6,7 @@ starts from nothing would first distort what the encoder knows (Kumar et al. 202
 
 import copy
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from erg import energy
 from erg.apply.embed import Opened, vectors_of
 from erg.classifiers import Classifier
 from erg.data.loader import Loader
+from erg.data.manifest import default_threads
 from erg.encoders import Encoder, build_encoder
 from erg.evaluate.linear import fit_probe
 from erg.parts.norm import BatchNorm
@@ -101,29 +103,29 @@ def finetune(
         model = Classifier(*copy.deepcopy((encoder, names, projector))).to(device)
         _start_as_probe(model, opened, rows, codes, tuning.seed)
         model.requires_grad_(True)  # encoders of methods that train none are frozen
-        optimiser = AdamW(groups(model, tuning.weight_decay), lr=tuning.lr)
+        optimiser = AdamW(groups(model, tuning.weight_decay), lr=tuning.lr, fused=True)
         labels = torch.from_numpy(np.searchsorted(classes, opened.labels))
         loader = Loader(
             opened.images, rows, Plan((tuning.views,), pairs="alone"), batch=tuning.batch,
             seed=tuning.seed, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std,
-            threads=2,
+            threads=default_threads(),
         )  # fmt: skip
         model.train()
         schedule = WarmupCosine(tuning.lr, 0.05, 0.0)
-        for step in range(tuning.steps):
-            for group in optimiser.param_groups:
-                group["lr"] = schedule((step + 1) / tuning.steps)
-            views = loader.views(step)
-            data = views.main[0].to(device).data
-            with computing_in(device, autocast), plain_attention(encoder, device, autocast):
-                logits = model(data)
-            loss = energy.of_class(logits, labels[views.index].to(device)).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            if progress is not None:
-                progress(step + 1, tuning.steps)
-        loader.close()
+        with closing(loader):
+            for step in range(tuning.steps):
+                for group in optimiser.param_groups:
+                    group["lr"] = schedule((step + 1) / tuning.steps)
+                views = loader.views(step)
+                data = views.main[0].to(device).data
+                with computing_in(device, autocast), plain_attention(encoder, device, autocast):
+                    logits = model(data)
+                loss = energy.of_class(logits, labels[views.index].to(device)).mean()
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                if progress is not None:
+                    progress(step + 1, tuning.steps)
     return model.eval()
 
 

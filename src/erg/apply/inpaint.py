@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -230,9 +230,8 @@ def score_inpainter(
         and a PNG of the first images before and after.
     """
     rows = evenly(rows, count)
-    loader = images_of(images, rows, size, seed, WHOLE, len(rows))
-    originals = loader.make(rows, epoch=0).main[0].data.permute(0, 2, 3, 1).numpy()
-    loader.close()
+    with closing(images_of(images, rows, size, seed, WHOLE, len(rows))) as loader:
+        originals = loader.make(rows, epoch=0).main[0].data.permute(0, 2, 3, 1).numpy()
     found: dict[str, Any] = {}
     shown: list[np.ndarray] = []
     for place, kind in enumerate(KINDS):

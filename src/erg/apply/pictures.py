@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
@@ -48,17 +49,15 @@ def draw_pictures(
     if held is None:
         held = opened.rows[~trained_on(fitted, opened)[opened.rows]]
     held = opened.rows if len(held) < 4 else held
-    loader = _loader(fitted, opened, held)
-    record_energies(
-        folder / "energies.json", fitted.method, loader.make(held[:512], epoch=HELD_EPOCH), "after"
-    )
-    if isinstance(opened.images, np.ndarray):
-        return folder
-    tell(f"Drawing a map of {len(rows)} images.")
-    vectors = vectors_of(fitted.method.encode, fitted.method, fitted.encoder, opened, rows)
-    _map(folder, opened, rows, vectors)
-    _views(folder, fitted, opened, loader.make(rows[:8], epoch=0), rows[:8])
-    loader.close()
+    with closing(_loader(fitted, opened, held)) as loader:
+        views = loader.make(held[:512], epoch=HELD_EPOCH)
+        record_energies(folder / "energies.json", fitted.method, views, "after")
+        if isinstance(opened.images, np.ndarray):
+            return folder
+        tell(f"Drawing a map of {len(rows)} images.")
+        vectors = vectors_of(fitted.method.encode, fitted.method, fitted.encoder, opened, rows)
+        _map(folder, opened, rows, vectors)
+        _views(folder, fitted, opened, loader.make(rows[:8], epoch=0), rows[:8])
     return folder
 
 

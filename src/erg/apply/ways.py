@@ -3,6 +3,7 @@ PCA and raw pixels; of whole images or of two crops of each.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from erg.apply.embed import Opened, device_of, vectors_of
 from erg.data.loader import Loader
+from erg.data.manifest import default_threads
 from erg.encoders import Encoder, load_encoder
 from erg.evaluate.baselines import PCA
 from erg.train.features import features, whole_images
@@ -96,20 +98,20 @@ def crops_of(ways: Ways, opened: Opened, rows: np.ndarray, plan: Plan) -> tuple[
     method, start = ways.fitted.method, ways.start
     loader = Loader(
         opened.images, rows, plan, batch=256, seed=0, image_size=method.encoder.image_size,
-        mean=method.encoder.mean, std=method.encoder.std, threads=2,
+        mean=method.encoder.mean, std=method.encoder.std, threads=default_threads(),
     )  # fmt: skip
     device = device_of(method)
     parts: tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]] = (
         {ENCODER: [], START: [], PIXELS: []}, {ENCODER: [], START: [], PIXELS: []},
     )  # fmt: skip
-    for i in range(0, len(rows), 256):
-        views = loader.make(rows[i : i + 256], epoch=0)
-        for view, made in zip(views.main, parts, strict=True):
-            one = [replace(views, main=(view,))]
-            made[ENCODER].append(features(method.encode, method, iter(one), device=device))
-            made[START].append(features(start, start, iter(one), device=device))
-            made[PIXELS].append(_small_pixels(view))
-    loader.close()
+    with closing(loader):
+        for i in range(0, len(rows), 256):
+            views = loader.make(rows[i : i + 256], epoch=0)
+            for view, made in zip(views.main, parts, strict=True):
+                one = [replace(views, main=(view,))]
+                made[ENCODER].append(features(method.encode, method, iter(one), device=device))
+                made[START].append(features(start, start, iter(one), device=device))
+                made[PIXELS].append(_small_pixels(view))
     first, second = ({name: np.concatenate(each) for name, each in m.items()} for m in parts)
     return first, second
 
