@@ -632,3 +632,30 @@ def test_encoders_know_whether_they_take_one_size() -> None:
         assert not free.one_size
         free.need_sizes("DINO")
         assert torch.isfinite(free.eval()(images(2, 16))).all()
+
+
+def test_encoders_know_their_patches_and_which_sizes_these_refuse() -> None:
+    swin = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+    strict, free = vit(), vit(dynamic_img_size=True)
+    assert strict.grid is not None
+    side = strict.image_size // strict.grid[0]
+    assert strict.patch == free.patch == (side, side)
+    assert strict.refuses(strict.image_size) == free.refuses(2 * side) == ""
+    assert "it takes 96 pixels only. Build it with dynamic_img" in strict.refuses(2 * side)
+    assert f"divisible by patch size ({side})" in free.refuses(2 * side + 1)
+    of_swin = build_encoder("swin_tiny_patch4_window7_224", 32, **swin)
+    assert of_swin.patch is None
+    assert of_swin.refuses(32) == ""
+    assert "doesn't match model" in of_swin.refuses(16)
+    for other in (build_encoder("conv", 32), resnet()):
+        assert (other.patch, other.refuses(5)) == (None, "")
+
+
+def test_behind_a_stem_of_convolutions_patches_are_what_both_see() -> None:
+    small = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    encoder = build_encoder("vit_tiny_r_s16_p8_224", 64, **small).train()
+    assert encoder.grid is not None
+    assert encoder.patch == (64 // encoder.grid[0], 64 // encoder.grid[1])
+    assert encoder.refuses(64) == ""
+    assert "it takes 64 pixels only" in encoder.refuses(96)
+    assert all(part.training for part in encoder.modules())

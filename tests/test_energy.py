@@ -77,6 +77,12 @@ def test_to_prototypes_is_every_squared_distance() -> None:
     assert close(energy.to_prototypes(X, W), wanted)
 
 
+def test_to_prototypes_are_found_from_float32_too_where_they_are_float64() -> None:
+    found = energy.to_prototypes(X.float(), W)
+    assert found.dtype == W.dtype == torch.float64
+    assert torch.allclose(found, energy.to_prototypes(X, W), atol=1e-5)
+
+
 def test_to_prototypes_is_never_negative() -> None:
     y = drawn(64, 8, scale=1e3).float()
     assert (energy.to_prototypes(y, y).diagonal() >= 0).all()

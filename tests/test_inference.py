@@ -210,6 +210,11 @@ def test_kmeans_plus_plus_is_the_greedy_loop(seed: int) -> None:
     assert torch.equal(found, y[chosen])
 
 
+def test_no_prototypes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"at least one prototype \(got k = 0\)"):
+        inference.kmeans_plus_plus(torch.ones(3, 2), 0)
+
+
 def test_kmeans_plus_plus_has_the_distribution_of_the_greedy_one() -> None:
     """Of three candidates for the second of 4 points the best stays: chances by enumeration."""
     points, k, draws = [0.0, 1.0, 3.0, 7.0], 3, 1500

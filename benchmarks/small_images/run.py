@@ -153,18 +153,18 @@ LONG = "; 60 minutes on 2 cores; seed "
 
 
 def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What is claimed, the bar, and what the best recipe reached (lowest to highest seed)."""
+    """What is claimed, the bar, and what each recipe reached, the best first."""
     reached: dict[str, list[float]] = {}
     for key, value in done.items():
         name, found, _ = key.partition(LONG)
         if found:
             reached.setdefault(name, []).append(100 * value["knn200"])
-    if not reached:
-        return []
-    name, best = max(reached.items(), key=lambda item: statistics.median(item[1]))
-    spread = f"{statistics.median(best):.1f} ({min(best):.1f} to {max(best):.1f}, n = {len(best)})"
-    told = name.replace("choice", "the default choices")
-    return [(f"200-NN on CIFAR-10 after 60 minutes: {told}", ">= 64 %", spread)]
+    rows: list[tuple[str, str, str]] = []
+    for name, seeds in sorted(reached.items(), key=lambda item: -statistics.median(item[1])):
+        middle, told = statistics.median(seeds), name.replace("choice", "the default choices")
+        spread = f"{middle:.1f} ({min(seeds):.1f} to {max(seeds):.1f}, n = {len(seeds)})"
+        rows.append((f"200-NN on CIFAR-10 after 60 minutes: {told}", ">= 64 %", spread))
+    return rows
 
 
 def table(done: dict[str, Any]) -> None:

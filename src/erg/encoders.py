@@ -4,6 +4,7 @@ What an encoder is stands in `parts/encoder.py`, our own networks beside it; tim
 here.
 """
 
+import copy
 import json
 import math
 import re
@@ -91,6 +92,8 @@ class TimmEncoder(Encoder):
         if self.is_vit:
             rows, columns = network.patch_embed.grid_size
             self.grid, self.depth = (int(rows), int(columns)), len(network.blocks)
+            tall, wide = network.patch_embed.feat_ratio(as_scalar=False)
+            self.patch = int(tall), int(wide)
         if changes and init is not None:
             _start_from(self, Path(init), f"{name} with {', '.join(changes)}")
 
@@ -122,6 +125,26 @@ class TimmEncoder(Encoder):
             x = block(x)
         x = net.norm(x)
         return net.forward_head(x), x[:, net.num_prefix_tokens :]
+
+    def refuses(self, side: int) -> str:
+        """What its patch embedding says to a blank image: nobody knows better."""
+        embedding: Any = getattr(self.network, "patch_embed", None)
+        strict = getattr(embedding, "strict_img_size", None)
+        if strict is None:  # none of those that look at sizes
+            return ""
+        if strict and self.is_vit and side != self.image_size:  # stems look at none, positions do
+            what = f"it takes {self.image_size} pixels only"
+        else:
+            tried = copy.deepcopy(embedding).eval()
+            try:
+                with torch.no_grad():
+                    tried(next(tried.parameters()).new_zeros(1, 3, side, side))
+            except AssertionError as error:
+                what = first_line(error).rstrip(".")
+            else:
+                return ""
+        way = "dynamic_img_size = True" if strict else "patches that divide these sizes"
+        return f"{what}. Build it with {way}, or use one without patches, for example resnet18."
 
     def units(self) -> list[nn.Module]:
         """As timm names them."""

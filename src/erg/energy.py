@@ -88,7 +88,8 @@ def to_prototypes(
     y: Float[Tensor, "b d"], prototypes: Float[Tensor, "k d"]
 ) -> Float[Tensor, "b k"]:
     """E(y, z = k) = ||y - w_k||^2, the energy of k-means for every code."""
-    y, w = at_least_float32(y), at_least_float32(prototypes)
+    w = at_least_float32(prototypes)
+    y = at_least_float32(y).to(w.dtype)
     cross = y @ w.T
     return (y.square().sum(1, keepdim=True) - 2 * cross + w.square().sum(1)).clamp_min(0)
 

@@ -93,8 +93,10 @@ def kmeans_plus_plus(
     prototypes already chosen; of 2 + log k candidates the one that lowers the energy most is kept.
 
     Raises:
-        ValueError: fewer points than prototypes.
+        ValueError: fewer points than prototypes, or no prototype.
     """
+    if k < 1:
+        raise ValueError(f"k-means needs at least one prototype (got k = {k}).")
     if len(y) < k:
         raise ValueError(f"k-means needs at least k = {k} points (got {len(y)}). Use a smaller k.")
     tries = 2 + int(math.log(k))

@@ -72,6 +72,9 @@ class Method(nn.Module, ABC):
     item alone, with slopes of its own."""
     batch_coupled: ClassVar[bool] = False
     """Whether the loss of an image depends on the other images of its batch."""
+    differentiates_twice: ClassVar[bool] = False
+    """Whether slopes of the encoder are in the loss, so that training differentiates them again;
+    code that torch.compile makes cannot be."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()

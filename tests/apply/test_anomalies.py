@@ -15,7 +15,7 @@ from erg.apply.anomalies import Anomalies, anomalies, of_embeddings, picture
 from erg.apply.embed import Opened, embed, open_for, vectors_of
 from erg.apply.windows import localised
 from erg.encoders import build_encoder, save_encoder
-from erg.explore.anomaly import overlaid, places, windows
+from erg.explore.anomaly import Maps, overlaid, places, windows
 from erg.methods.pca import PCA
 from erg.train.fit import Fitted, InMemory, fit
 from erg.train.run import Run
@@ -141,6 +141,16 @@ def test_maps_say_where(fitted: Fitted, table: tuple[Path, np.ndarray], tmp_path
         assert sheet.size == (8 * 96, 2 * 96)
     with pytest.raises(ValueError, match="3 masks for 75 items"):
         found.located([None] * 3)
+
+
+def test_a_sound_image_counts_as_many_pixels_as_with_a_black_mask() -> None:
+    where = places(4, 4, 2, 2)
+    maps = Maps([np.array([0.0, 0, 0, 2]), np.full(4, 3.0)], [where] * 2, 2, [(4, 4)] * 2)
+    found = Anomalies(np.arange(2), ["a", "b"], {"pixels": np.zeros(2)}, maps={"pixels": maps})
+    mask, black = np.zeros((40, 40), dtype=bool), np.zeros((40, 40), dtype=bool)
+    mask[20:, 20:] = True
+    assert found.located([mask, None]) == found.located([mask, black])
+    assert found.located([mask, None])["pixels"].value < 0.6, "1,600 of 2,800 are above"
 
 
 def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:

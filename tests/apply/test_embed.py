@@ -1,6 +1,7 @@
 """One pass over the data: the same vectors as with everything decoded first."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from erg.apply import embed as apply_embed
 from erg.apply.embed import (
     Embedder,
     _as_they_come,
@@ -18,10 +20,13 @@ from erg.apply.embed import (
     open_for,
     vectors_of,
 )
+from erg.data import loader
 from erg.data.manifest import default_threads
 from erg.data.scenes import world
 from erg.data.source import DataError, open_source
 from erg.encoders import build_encoder, load_encoder, save_encoder
+from erg.train import features as train_features
+from erg.views.types import Views
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +126,44 @@ def test_tokens_stay_whole_numbers() -> None:
     assert [row.status for row in rows] == ["ok", "ok", "skipped"]
 
 
-@pytest.mark.parametrize(("device", "batches"), [("cuda", 3), ("cpu", 1)])
+def settled(made: list[Any]) -> int:
+    """How many there are once nothing more is begun."""
+    before = -1
+    while len(made) > before:
+        before = len(made)
+        threading.Event().wait(0.3)
+    return before
+
+
+@pytest.fixture
+def batches_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each batch of views is made of, as they are made."""
+    found: list[int] = []
+    make_views = loader.make_views
+
+    def noted(*given: Any, **how: Any) -> Views:
+        found.append(len(how["index"]))
+        return make_views(*given, **how)
+
+    monkeypatch.setattr(loader, "make_views", noted)
+    return found
+
+
+AHEAD = [("cuda", 3), ("mps", 3), ("cpu", 1)]
+"""How many batches of views are made when the first one is used."""
+
+
+@pytest.mark.parametrize(("device", "batches"), AHEAD)
 def test_decoding_goes_on_while_a_batch_is_embedded_and_not_without_end(
-    device: str, batches: int, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    batches: int,
+    model: Path,
+    pictures: Path,
+    batches_made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For an accelerator two batches further; for a CPU as far as the threads that decode go."""
+    """For an accelerator two batches further, of which views are made; for a CPU as far as the
+    threads that decode go."""
     source = open_source(pictures)
     asked: list[int] = []
     item = source.item
@@ -139,14 +177,56 @@ def test_decoding_goes_on_while_a_batch_is_embedded_and_not_without_end(
         source, range(300), load_encoder(model), [], torch.device(device), batch=32
     )
     assert len(next(views)) == 32  # of 36 items, of which every tenth is broken
-    before = -1
-    while len(asked) > before:  # until nothing more is begun
-        before = len(asked)
-        threading.Event().wait(0.3)
+    settled(asked)
+    assert batches_made == [32] * batches
     ahead = 8 * (2 * default_threads() + 2)  # blocks of 8
     assert 36 * batches < len(asked) <= 36 * batches + ahead < 300
     assert sum(len(each) for each in views) == 270 - 32
     assert len(asked) == 300
+    assert batches_made == [32] * 8 + [14]
+
+
+@pytest.mark.parametrize(("device", "batches"), AHEAD)
+def test_views_of_opened_images_are_made_ahead_too(
+    device: str,
+    batches: int,
+    model: Path,
+    batches_made: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def features(_: Any, __: Any, views: Iterator[Views], **how: Any) -> np.ndarray:
+        assert how["device"] == torch.device(device)
+        next(views)
+        seen.append(settled(batches_made))
+        return np.zeros((sum(len(each) for each in views), 1))
+
+    seen: list[int] = []
+    encoder = load_encoder(model)
+    opened = open_for(encoder, "synthetic:40")
+    monkeypatch.setattr(apply_embed, "device_of", lambda _: torch.device(device))
+    monkeypatch.setattr(apply_embed, "features", features)
+    rows = np.resize(opened.rows, 1100)
+    assert len(vectors_of(encoder, encoder, encoder, opened, rows)) == 1100 - 256
+    assert seen == [batches]
+    assert batches_made == [256] * 4 + [76]
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+def test_a_gpu_copies_views_from_pinned_memory(
+    device: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[bool] = []
+
+    class Noted(loader.Loader):
+        def __init__(self, *given: Any, pin: bool = False, **how: Any) -> None:
+            pinned.append(pin)
+            super().__init__(*given, pin=pin, **how)
+
+    monkeypatch.setattr(train_features, "Loader", Noted)
+    source, encoder = open_source("synthetic:5"), load_encoder(model)
+    views = _as_they_come(source, range(5), encoder, [], torch.device(device))
+    assert sum(len(each) for each in views) == 5
+    assert pinned == [device == "cuda"]
 
 
 def test_data_of_another_kind_are_refused_before_any_are_read(model: Path, tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """Fine-tuning: draws of labels, exact repeats, few labels of MNIST."""
 
+import copy
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from erg.apply import finetune as apply_finetune
 from erg.apply.embed import Opened, open_for, vectors_of
 from erg.apply.finetune import (
     Tuning,
+    _drawing,
     afresh,
     few,
     finetune,
@@ -209,3 +213,44 @@ def test_few_labels_of_mnist(shared_data: Path, tmp_path: Path) -> None:
         ours = right(finetune(encoder, opened, rows, tuning), opened, test).mean()
         theirs = right(finetune(afresh(encoder), opened, rows, scratch), opened, test).mean()
         assert ours > theirs + 0.05, f"{ours}, {theirs} with {size} labels of each"
+
+
+def test_what_starts_afresh_is_where_the_other_is(shapes: tuple[Encoder, Opened]) -> None:
+    encoder, _ = shapes
+    fresh = afresh(copy.deepcopy(encoder).to("meta"))
+    assert {tensor.device.type for tensor in fresh.state_dict().values()} == {"meta"}
+    assert (fresh.mean, fresh.std, fresh.training) == (encoder.mean, encoder.std, False)
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", []), ("mps", []), ("cuda:1", ["cuda:1"])])
+def test_no_generator_is_kept_but_that_of_the_device(
+    device: str, kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking those of all GPUs would start each of them."""
+    asked: list[list[torch.device]] = []
+    fork = torch.random.fork_rng
+
+    def noted(devices: list[torch.device]) -> Any:
+        asked.append(devices)
+        return fork([])
+
+    state = torch.get_rng_state()
+    monkeypatch.setattr(torch.random, "fork_rng", noted)
+    with _drawing(3, torch.device(device)):
+        drawn = torch.rand(2)
+    assert asked == [[torch.device(name) for name in kept]]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(drawn, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+
+
+def test_views_that_are_made_ahead_teach_the_same(
+    shapes: tuple[Encoder, Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, opened = shapes
+    quick, before = Tuning(steps=3, batch=8), threading.active_count()
+    taught = []
+    for depth in (0, 2):
+        monkeypatch.setattr(apply_finetune, "depth_for", lambda _, depth=depth: depth)
+        taught.append(weights(finetune(encoder, opened, opened.rows[:40], quick)))
+    assert all(torch.equal(a, b) for a, b in zip(*taught, strict=True))
+    assert threading.active_count() == before

@@ -108,6 +108,12 @@ def test_a_folder_holds_all_there_is_to_see(tmp_path: Path, monkeypatch) -> None
     assert names == {"config.json", "model.safetensors", "scores.json", "pictures.png"}
     read = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert read == json.loads(json.dumps(scores))
+    told.clear()
+    scores = learn_to_inpaint(
+        "synthetic:60", tmp_path / "same", test="synthetic:60", steps=2, tell=told.append
+    )
+    assert told[1] == "60 of 60 test images are also among those trained on."
+    assert scores["n_leaked"] == 60
     with pytest.raises(ValueError, match="needs images"):
         learn_to_inpaint(np.zeros((20, 5), dtype=np.float32), tmp_path / "vectors")
 

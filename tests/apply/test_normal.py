@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from erg.apply.embed import open_for
 from erg.apply.normal import VECTORS, Used, both, check_name, fit_energies, looked, names_of
 from erg.encoders import build_encoder, save_encoder
 from erg.explore.anomaly import OF_EMBEDDINGS, by_mahalanobis, by_neighbours, by_pca
+from erg.train.features import device_of
 
 
 @pytest.fixture
@@ -52,3 +54,10 @@ def test_what_was_opened_is_taken_as_it_is(used: Used) -> None:
     known, asked = both(used, opened, opened, "shape", opened.classes[most])
     assert asked is opened
     assert known.rows.tolist() == np.flatnonzero(opened.labels == most).tolist()
+
+
+def test_the_encoder_of_a_folder_is_put_where_it_is_asked_for(tmp_path: Path) -> None:
+    save_encoder(build_encoder("conv", 16, width=4, stages=2), tmp_path)
+    meta = torch.device("meta")
+    assert device_of(Used.of(tmp_path, meta).module) == meta
+    assert device_of(Used.of(tmp_path).module) == torch.device("cpu")

@@ -183,6 +183,24 @@ def test_the_command_says_what_it_made(pictures: Path, tmp_path: Path, capsys) -
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_processes_speak_through_their_device_where_the_encoder_has_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs speak through their own memory alone, and what has no weights is nowhere."""
+    through: list[torch.device] = []
+
+    def agree(flag: bool, device: torch.device) -> bool:
+        through.append(device)
+        return flag
+
+    save_encoder(build_encoder("identity", 5), tmp_path / "identity")
+    monkeypatch.setattr(parts.distributed, "agree", agree)
+    source, meta = open_source(np.zeros((3, 5), dtype=np.float32)), torch.device("meta")
+    Parts(embedder(tmp_path / "identity", meta), source, tmp_path / "a", None).make()
+    Parts(embedder(tmp_path / "identity"), source, tmp_path / "b", None).make()
+    assert through == [meta, torch.device("cpu")]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = Run(

@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from erg.apply import pictures
 from erg.apply.embed import open_for
 from erg.apply.pictures import draw_pictures, sheet
 from erg.data.loader import Loader
 from erg.data.splits import hold_out
+from erg.train import fit as fitting
 from erg.train.fit import fit
 from erg.train.health import HELD_EPOCH, energies
 from erg.train.run import Run
@@ -66,3 +69,18 @@ def test_energies_after_training_are_of_the_images_held_out_of_it(tmp_path: Path
     np.testing.assert_allclose(told["after"]["matched"], matched, rtol=1e-3)
     np.testing.assert_allclose(told["after"]["mismatched"], mismatched, rtol=1e-3)
     assert len(told["before"]["matched"]) == len(matched)
+
+
+def test_of_large_images_few_have_their_energies_looked_at_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (fitting, pictures):
+        monkeypatch.setattr(module, "at_once", lambda *_: 4)
+    run = Run(
+        method="SimCLR", encoder="conv", encoder_args={"width": 4, "stages": 2}, image_size=16,
+        data="synthetic:120", batch=16, steps=1,
+    )  # fmt: skip
+    fitted = fit(run, out=tmp_path / "run", observers=())
+    draw_pictures(fitted, open_for(fitted.encoder, "synthetic:120"), items=4)
+    told = json.loads((tmp_path / "run" / "pictures" / "energies.json").read_text())
+    assert [len(told[when]["matched"]) for when in ("before", "after")] == [4, 4]

@@ -103,6 +103,20 @@ def test_without_labels_only_images_held_out_are_looked_for(fitted: Fitted) -> N
     assert score(fitted, "synthetic:150")["n_test"] == 74
 
 
+def test_crops_of_large_images_are_made_a_few_at_once(
+    fitted: Fitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, made = open_for(fitted.encoder, "synthetic:80"), list[int]()
+    rows = opened.rows[:40]
+    together = crops_of(Ways.of(fitted), opened, rows, TWO_CROPS)
+    monkeypatch.setattr(ways, "at_once", lambda *_: made.append(1) or 16)
+    apart = crops_of(Ways.of(fitted), opened, rows, TWO_CROPS)
+    assert made == [1]
+    for one, other in zip(together, apart, strict=True):
+        for name in (ENCODER, START, PIXELS):
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
 def test_images_of_a_set_too_small_to_hold_some_out_are_said_to_be_those_of_training(
     fitted: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,17 @@ def test_few_test_images_are_no_verdict() -> None:
     assert verdict(ways(40), "knn20")["better"]
     assert not verdict(ways(40), "knn20", groups=np.arange(40) % 4)["better"]
     gaps = verdict(ways(40), "knn20")["gaps"]
-    assert gaps[PCA_NAME] == {"value": 1.0, "low": 1.0, "high": 1.0, "clear": True}
+    assert gaps[PCA_NAME] == {"value": 1.0, "low": 1.0, "high": 1.0, "clear": True, "behind": False}
+
+
+def test_behind_is_as_sure_as_ahead() -> None:
+    for n, behind in ((3, False), (40, True)):
+        right = {
+            name: {"knn20": np.full(n, name != ENCODER)}
+            for name in (ENCODER, START, PCA_NAME, PIXELS)
+        }
+        gaps = verdict(right, "knn20")["gaps"]
+        assert {gap["behind"] for gap in gaps.values()} == {behind}
 
 
 def test_a_score_is_called_by_the_neighbours_that_voted() -> None:

@@ -15,6 +15,7 @@ from erg.commands.dry_run import dry_run
 from erg.commands.pretrain import look, python_of
 from erg.data.scenes import world
 from erg.data.source import DataError, open_source
+from erg.durable import read_json
 from erg.schedule import Cosine
 from erg.train.run import Optimiser, Run
 from erg.views.plan import Augmentation, Masking, Plan
@@ -216,6 +217,32 @@ def test_a_dry_run_does_not_refuse_what_would_run(tmp_path: Path, capsys) -> Non
     # Of so few images all are opened, and training would be refused as well.
     assert main(["pretrain", "synthetic:40", *CLUSTERS, *SMALL]) == 2
     assert "256 clusters need as many images (got 40)" in capsys.readouterr().err
+
+
+def test_a_dry_run_takes_the_batch_that_a_step_holds(capsys) -> None:
+    """A batch of 64 could not be whitened; memories have a row for every image."""
+    sized = ["--image-size", "16", "--encoder", "conv", "--encoder.width", "4", "--steps", "2"]
+    whiten = ["--method", "WMSE"]
+    assert main(["pretrain", "synthetic:300", *whiten, *sized, "--batch", "256", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "Opened 256 items" in said
+    assert "with 256 of 256 images at once" in said
+    parts = [*sized, "--batch", "256", "--accumulate", "8", "--dry-run"]
+    assert main(["pretrain", "synthetic:300", *parts]) == 0
+    said = capsys.readouterr().out
+    assert "Opened 64 items" in said
+    assert "with 32 of 32 images at once" in said
+
+
+def test_a_run_that_is_repeated_on_other_data_has_a_memory_for_them(tmp_path: Path) -> None:
+    first, other = tmp_path / "first", tmp_path / "other"
+    command = ["pretrain", "--no-report", *SMALL]
+    assert main([*command, "synthetic:40", "--method", "InstanceDiscrimination",
+                 "--out", str(first)]) == 0  # fmt: skip
+    again = ["pretrain", "synthetic:80", "--from", str(first / "run.json"), "--no-report"]
+    assert main([*again, "--out", str(other)]) == 0
+    sizes = [read_json(f / "run.json")["method_args"]["size"] for f in (first, other)]
+    assert sizes == [40, 80]
 
 
 def test_a_dry_run_says_how_many_steps_fit_and_computes_where_it_is_told(

@@ -97,7 +97,16 @@ def test_every_process_has_a_part_of_every_micro_batch() -> None:
     with pytest.raises(ValueError, match="micro-batches of 4 images leave some of 5 processes"):
         a_loader(IMAGES, world=5, accumulate=2)
     with pytest.raises(ValueError, match="7 cannot be cut into 2 equal micro-batches"):
-        a_loader(IMAGES, rows=7, accumulate=2)
+        a_loader(IMAGES, batch=7, accumulate=2)
+    with pytest.raises(ValueError, match="3 cannot be cut into 4 equal micro-batches"):
+        a_loader(IMAGES, rows=3, accumulate=4)
+
+
+def test_a_set_smaller_than_a_batch_is_cut_into_equal_micro_batches() -> None:
+    loader = a_loader(IMAGES, rows=10, batch=16, accumulate=4)
+    assert (loader.batch, loader.steps_per_epoch) == (8, 1)
+    assert [len(views) for views in loader.batches(0)] == [2] * 4
+    assert a_loader(IMAGES, rows=7, accumulate=2).batch == 6
 
 
 def threads() -> list[str]:

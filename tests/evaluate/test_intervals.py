@@ -139,3 +139,13 @@ def test_few_items_are_never_clear() -> None:
         assert gap.low == 1.0, "the bootstrap sees nothing to doubt"
         assert clear(gap, first, second) is surely
         assert not clear(difference(second, first), second, first)
+
+
+def test_copies_do_not_outweigh_most_contents() -> None:
+    """Six contents of 100 copies each against twenty single ones."""
+    groups = np.repeat(np.arange(26), np.repeat([100, 1], [6, 20]))
+    first = groups < 6
+    gap = difference(first, ~first, groups=groups)
+    assert gap.low > 0
+    assert sign_test(first, ~first, groups=groups) < 0.05
+    assert not clear(gap, first, ~first, groups=groups)

@@ -61,6 +61,15 @@ def test_mahalanobis_is_the_quadratic_form_of_the_shrunk_covariance() -> None:
     np.testing.assert_allclose(by_mahalanobis(normal)(asked), wanted, rtol=1e-3)
 
 
+def test_what_never_varies_among_the_normal_is_odd_where_it_does() -> None:
+    normal = np.zeros((1000, 256), dtype=np.float32)
+    normal[:, 0] = np.random.default_rng(0).normal(size=1000)
+    asked = np.zeros((2, 256), dtype=np.float32)
+    asked[0, 0], asked[1, 1] = 2, 1
+    usual, odd = by_mahalanobis(normal)(asked)
+    assert usual < 10 < 1000 < odd
+
+
 def test_kmeans_is_zero_on_its_prototypes_and_the_distance_elsewhere() -> None:
     points = np.array([[0, 0], [10, 0], [0, 10]], dtype=np.float32)
     normal = np.repeat(points, 4, axis=0)

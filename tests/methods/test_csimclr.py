@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from erg.encoders import build_encoder
 from erg.methods.csimclr import CSimCLR
 from erg.parts.von_mises_fisher import tabulated
-from erg.views.plan import SIMCLR, SIMCLR_SMALL
+from erg.views.plan import BYOL_FIRST, BYOL_SECOND, SIMCLR_SMALL
 from erg.views.types import View, Views
 
 
@@ -104,4 +104,4 @@ def test_in_evaluation_nothing_is_drawn() -> None:
 def test_plan_follows_the_image_size() -> None:
     assert a_method().plan().main == (SIMCLR_SMALL, SIMCLR_SMALL)
     large = CSimCLR(build_encoder("conv", 128, width=8), hidden=4, dim=4)
-    assert large.plan().main == (SIMCLR, SIMCLR)
+    assert large.plan().main == (BYOL_FIRST, BYOL_SECOND)

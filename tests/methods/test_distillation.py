@@ -115,6 +115,20 @@ def test_a_teacher_of_another_fixed_size_is_refused(tmp_path: Path) -> None:
     save_classifier(Classifier(encoder, ("a", "b", "c")), tmp_path)
     with pytest.raises(ValueError, match="takes images of 32 pixels only"):
         Distillation(an_encoder(), teacher=str(tmp_path))
+    swin = {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+    encoder = build_encoder("swin_tiny_patch4_window7_224", 32, **swin)
+    save_classifier(Classifier(encoder, ("a", "b", "c")), tmp_path / "swin")
+    with pytest.raises(ValueError, match="takes images of 32 pixels only"):
+        Distillation(an_encoder(), teacher=str(tmp_path / "swin"))
+
+
+def test_a_teacher_that_takes_any_size_teaches_smaller_images(tmp_path: Path) -> None:
+    vit: dict[str, Any] = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    encoder = build_encoder("vit_tiny_patch16_224", 32, dynamic_img_size=True, **vit)
+    save_classifier(Classifier(encoder, ("a", "b", "c")), tmp_path)
+    method, batch = Distillation(an_encoder(), teacher=str(tmp_path)), views()
+    assert method.target(batch.main[0]).shape == (5, 3)
+    assert torch.isfinite(method.loss(batch, 0.0).total)
 
 
 def test_plan_is_one_view_without_blur() -> None:

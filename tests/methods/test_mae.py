@@ -186,3 +186,13 @@ def test_an_image_size_that_is_no_multiple_of_the_patch_is_refused() -> None:
     """28 pixels hold 3 patches of 8 and a rest that no patch sees."""
     with pytest.raises(ValueError, match="28"):
         MAE(build_encoder("vit_tiny_patch16_224", 28, **VIT))
+
+
+@pytest.mark.parametrize(("size", "patch"), [(40, 16), (96, 14)])
+def test_patches_that_only_seem_to_fill_an_image_are_refused(size: int, patch: int) -> None:
+    """2 rows of 16 pixels in 40 and 6 of 14 in 96: that many divide the image, and yet cells of 20
+    and 16 pixels would show what other patches hide."""
+    encoder = build_encoder("vit_tiny_patch16_224", size, **{**VIT, "patch_size": patch})
+    n = size // patch
+    with pytest.raises(ValueError, match=f"{n} x {n} patches of {patch} x {patch} pixels do not"):
+        MAE(encoder)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from erg.encoders import build_encoder
 from erg.methods.moco import MoCo
@@ -126,6 +127,28 @@ def test_groups_have_statistics_of_their_own() -> None:
     assert not torch.allclose(found, method.query(data), atol=1e-3)
     method.eval()
     assert torch.allclose(method.by_group(method.query, data, group), method.query(data))
+
+
+class Indexed(TorchDispatchMode):
+    """Notes where the tensors are that others are indexed by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor:
+            self.by += [index.device.type for index in args[1] if index is not None]
+        return func(*args, **(kwargs or {}))
+
+
+def test_groups_are_taken_by_indices_that_are_where_the_data_are() -> None:
+    """By others a device would be kept waiting: they are copied at every use."""
+    method, group = a_method(groups=2), torch.tensor([1, 0, 0, 1, 1, 0])
+    with Indexed() as seen:
+        found = method.by_group(lambda part: part, torch.zeros(6, 2, device="meta"), group)
+    assert found.shape == (6, 2)
+    assert seen.by == ["meta", "meta"]
 
 
 def test_queries_go_in_order_and_keys_shuffled_anew_at_every_step() -> None:

@@ -132,6 +132,14 @@ def test_heads_are_the_papers() -> None:
         assert not head[-1].affine
 
 
+def test_tokens_without_patches_have_none_to_freeze() -> None:
+    encoder = build_encoder("sequence", 6, vocabulary=5, width=8, depth=1, heads=2)
+    method = MoCoV3(encoder, hidden=9, dim=6)
+    assert shapes(method.projector) == [(8, 9), (9, 6)]
+    assert all(p.requires_grad for p in method.encoder.parameters())
+    assert encoder.grid is not None
+
+
 def test_patches_of_a_vit_stay_random_unless_told() -> None:
     frozen = {n for n, p in a_vit().encoder.named_parameters() if not p.requires_grad}
     assert frozen == {"network.patch_embed.proj.weight", "network.patch_embed.proj.bias"}

@@ -222,6 +222,9 @@ def test_a_task_without_weight_is_not_there() -> None:
 def test_weights_can_be_said_on_the_command_line() -> None:
     found = method_arguments("MultiTask", {"jigsaw": "0.5", "harmonise": "true"})
     assert found == {"jigsaw": 0.5, "harmonise": True}
+    assert method_arguments("IJEPA", {"area": "0.1,0.2"}) == {"area": (0.1, 0.2)}
+    with pytest.raises(ValueError, match="area should be"):
+        method_arguments("IJEPA", {"area": "0.1"})
 
 
 def test_frequencies_of_colours_follow_in_training_only() -> None:

@@ -51,6 +51,19 @@ def test_closed_form_is_the_svd(k: int) -> None:
     assert torch.allclose(method.energy(None, View(y)), rest.square().sum(1), atol=1e-10)
 
 
+def test_of_more_features_than_images_no_covariance_is_made() -> None:
+    """And what is found is what the covariance tells."""
+    y = points(6, 40)
+    method = fitted(y, k=4)
+    centred = y - y.mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred / 6)
+    assert torch.allclose(method.variances, variances.flip(0), atol=1e-10)
+    assert float(angles(method.up, directions[:, -4:]).max()) < 1e-6
+
+    wide = fitted(torch.randn(3, 100_000, generator=torch.Generator().manual_seed(0)))
+    assert wide.up.shape == (100_000, 2)  # of 80 GB there would be no memory
+
+
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_mean_energy_is_the_sum_of_the_variances_left_out(k: int) -> None:
     y = points()

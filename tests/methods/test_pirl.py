@@ -121,6 +121,19 @@ def test_random_others_are_the_steps_and_never_the_image_itself(step: int) -> No
     assert method.loss(whole, 0.0).total.item() == pytest.approx(expected, rel=1e-10)
 
 
+def test_others_are_drawn_once_for_both_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, drawn = a_method(negatives=6), list[Tensor]()
+    others = method.others
+
+    def noted(views: Views) -> Tensor:
+        drawn.append(others(views))
+        return drawn[-1]
+
+    monkeypatch.setattr(method, "others", noted)
+    method.loss(views(method, [4, 0, 7]), 0.0)
+    assert len(drawn) == 1
+
+
 def test_memory_follows_the_image_not_its_tiles() -> None:
     method = a_method()
     whole = views(method, [4, 0, 7])
@@ -166,7 +179,7 @@ def test_an_other_that_is_all_there_is_stays_finite() -> None:
     method.memory.rows[3], method.memory.rows[4] = z[0], -z[0]
     z.requires_grad_()
     empty = Views((View(torch.zeros(1, 3, 4, 4)),), torch.tensor([4]))
-    parts = method.nce(z, empty)
+    parts = method.nce(z, empty, method.others(empty))
     assert all(torch.isfinite(part) for part in parts)
     (gradient,) = torch.autograd.grad(sum(parts), z)  # type: ignore[arg-type]
     assert torch.isfinite(gradient).all()

@@ -141,6 +141,10 @@ def test_squares_fill_images_of_any_size_by_default(size: int, patch: int, unit:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="unit of 12 pixels does not divide an image of 32"):
         a_method(unit=12)
+    for size, patch in ((40, 16), (96, 14)):  # that many fit into one row, and leave a rest
+        encoder = build_encoder("vit_tiny_patch16_224", size, **{**VIT, "patch_size": patch})
+        with pytest.raises(ValueError, match=f"a token's patch of {patch} pixels does not divide"):
+            SimMIM(encoder)
     view = a_view()
     with pytest.raises(ValueError, match="needs views with masks"):
         a_method().energy(View(view.data), view)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from erg.parts.bank import Memory, Queue
+from tests.train.test_loop import Unseen
 
 
 def rows(start: int, n: int) -> Tensor:
@@ -42,6 +43,74 @@ def test_is_full_with_its_last_row_and_not_before() -> None:
     assert not queue.full
     queue.push(torch.zeros(1, 2))  # a row of zeros is a row
     assert queue.full
+
+
+def test_its_own_count_is_asked_of_no_device() -> None:
+    queue = Queue(4, 2)
+    with Unseen():
+        for full in (False, False, True, True):
+            assert queue.full == full
+            queue.push(rows(1, 2))
+    queue.load_state_dict(queue.state_dict())
+    with pytest.raises(AssertionError, match="makes the host wait"), Unseen():
+        assert queue.full
+    assert queue.full
+    with Unseen():  # asked once
+        queue.push(rows(1, 2))
+        assert queue.full
+    queue.load_state_dict(Queue(4, 2).state_dict())
+    with Unseen():  # a push alone need not know
+        queue.push(rows(1, 2))
+    assert not queue.full
+
+
+@pytest.mark.parametrize("how", ["loaded", "put back", "assigned", "moved", "alias"])
+def test_what_others_write_to_its_number_is_seen(how: str) -> None:
+    queue = Queue(4, 2)
+    queue.push(rows(1, 3))
+    state = copy.deepcopy(queue.state_dict())
+    held = {name: each.detach().clone() for name, each in queue.named_buffers()}
+    queue.push(rows(1, 1))
+    assert queue.full
+    if how == "put back":  # as after a step that is left out
+        for name, each in queue.named_buffers():
+            each.copy_(held[name])
+    elif how == "moved":
+        queue.double().load_state_dict(state)
+        queue.float()
+    elif how == "alias":
+        for name, each in queue.state_dict().items():
+            each.copy_(state[name])
+    else:
+        queue.load_state_dict(state, assign=how == "assigned")
+    assert not queue.full
+    queue.push(rows(1, 1))
+    assert queue.full
+    assert int(queue.pushed) == 4
+
+
+def test_a_copy_counts_for_itself() -> None:
+    """Its number may be another than what was counted, and the versions of its tensors are."""
+    queue = Queue(4, 2)
+    full, empty = copy.deepcopy(queue), copy.deepcopy(queue.state_dict())
+    full.push(rows(1, 4))
+    queue.load_state_dict(full.state_dict())
+    copied = copy.deepcopy(queue)
+    assert copied.full
+    copied.load_state_dict(empty)
+    assert (copied.full, queue.full, full.full) == (False, True, True)
+    assert "_known" not in queue.state_dict()
+
+
+def test_one_of_inference_mode_is_asked_every_time() -> None:
+    """Its tensors do not say when they are written to."""
+    with torch.inference_mode():
+        queue = Queue(2, 2)
+        assert not queue.full
+        queue.push(rows(1, 2))
+        assert queue.full
+        queue.pushed.zero_()
+        assert not queue.full
 
 
 def test_an_empty_push_changes_nothing() -> None:

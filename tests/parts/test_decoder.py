@@ -161,3 +161,11 @@ def test_places_that_nobody_asks_for_take_no_part() -> None:
     few = decoder(tokens, keep, torch.tensor([[4]]))
     assert few.shape == (1, 1, 12)
     assert not torch.allclose(few, decoder(tokens, keep, torch.tensor([[4, 0]]))[:, :1], atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [4, 8, 12])
+def test_conv_decoder_is_of_any_width(width: int) -> None:
+    decoder = ConvDecoder(5, 32, width=width)
+    assert decoder(torch.randn(2, 5)).shape == (2, 3, 32, 32)
+    norms = [m for m in decoder.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert [norm.num_groups for norm in norms] == [math.gcd(8, width)]

@@ -40,6 +40,19 @@ def test_a_batch_of_nothing_is_refused(batch: int) -> None:
         default(Seen(1000, 64, False), batch=batch)
 
 
+def test_choices_for_an_accelerator_suit_their_methods() -> None:
+    for method in ("IJEPA", "MAE", "DINOv2", "MSN"):
+        run, _ = default(Seen(50_000, 32, True), method=method)
+        rows, columns = run.build().encoder.grid or (0, 0)
+        assert min(rows, columns) >= 4
+    assert default(Seen(9000, 128, True), method="UNetAutoencoder")[0].build()
+
+
+def test_few_vectors_have_fewer_prototypes() -> None:
+    assert default(Seen(40, 1, False, vectors=3))[0].method_args == {"k": 19}
+    assert default(Seen(136, 1, False, vectors=3))[0].method_args == {}
+
+
 @pytest.mark.parametrize("epochs", [0, -3, float("nan")])
 def test_no_epochs_are_refused(epochs: float) -> None:
     with pytest.raises(ValueError, match="epochs should be above 0"):

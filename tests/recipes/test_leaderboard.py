@@ -167,6 +167,16 @@ def test_crops_are_those_published() -> None:
     assert crops_of("DINOv2", "ViT-g/14") == [((0.32, 1.0), 2), ((0.05, 0.32), 8)]
 
 
+def test_npid_plus_has_the_views_of_its_authors() -> None:
+    for row in (row for row in ROWS if row.method == "NPID++"):
+        plan = row.run().plan
+        assert plan is not None
+        (view,) = plan.main
+        assert (view.crop, view.grey, view.jitter, view.hue, view.blur) == (
+            (0.08, 1.0), 0.0, 1.0, 0.4, 0.0
+        )  # fmt: skip
+
+
 def test_encoders_of_methods_without_a_class_token_have_the_mean_of_their_patches() -> None:
     """What the authors of I-JEPA look at; their ViTs have no class token at all."""
     for row in ROWS:

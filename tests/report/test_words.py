@@ -197,6 +197,10 @@ def test_gaps_are_as_clear_as_the_paired_differences_of_the_file(run_folder: Pat
     file.write_text(json.dumps(told))
     found = words.verdict(read_record(run_folder))
     assert [gap.kind for gap in found.gaps] == ["unsure", "ahead", "behind"]
+    told["verdict"]["gaps"]["raw pixels"]["behind"] = False  # of too few images
+    file.write_text(json.dumps(told))
+    found = words.verdict(read_record(run_folder))
+    assert [gap.kind for gap in found.gaps] == ["unsure", "ahead", "unsure"]
 
 
 def test_neighbours_are_called_by_how_many_voted(run_folder: Path) -> None:

@@ -1,17 +1,20 @@
 """What an accelerator wants, told by how the CPU is spoken to: nobody here has one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from erg import distributed
 from erg.train import processes, training
+from erg.train.features import device_of, features
 from erg.train.health import HELD_EPOCH, energies
 from erg.train.loop import Loop
 from erg.train.shortcut import answered
-from erg.views.types import Views
+from erg.views.types import View, Views
 from tests.train.test_training import a_run, data
 
 CPU = torch.device("cpu")
@@ -95,3 +98,35 @@ def test_the_device_that_was_asked_for_is_the_one_used(
     monkeypatch.setattr(processes, "Fabric", Asked)
     processes.fabric_for(torch.device(asked))
     assert found == {"accelerator": asked.split(":")[0], "devices": given}
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_features_too_wait_for_all_copies_but_those_to_a_gpu(
+    loop: Loop, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def to(view: View, **how: Any) -> View:
+        asked.append(how["non_blocking"])
+        return view
+
+    views, encoder = loop.loader.views(0), loop.method.encoder
+    monkeypatch.setattr(View, "to", to)
+    found = features(encoder, encoder, iter([views]), device=torch.device(device))
+    assert asked == [device == "cuda"]
+    assert found.shape == (12, encoder.dim)
+
+
+def test_a_module_is_where_its_parameters_are_or_else_its_buffers() -> None:
+    meta = torch.device("meta")
+    run = replace(a_run("GaussianMixture"), encoder="pixels", encoder_args={"side": 4})
+    mixture = run.build(meta)
+    assert not [*mixture.parameters()]
+    assert device_of(mixture) == device_of(nn.Linear(2, 2, device=meta)) == meta
+    assert device_of(nn.Identity()) == device_of(run.build()) == CPU
+
+
+def test_a_run_in_float64_is_refused_where_there_is_none() -> None:
+    """Before anything is made, and with what to do."""
+    with pytest.raises(ValueError, match=r"mps has no numbers of 64 bits.*--device cpu"):
+        a_run(precision="64").build("mps")

@@ -24,7 +24,7 @@ from erg.train.checkpoint import state_hash
 from erg.train.fit import fit, load, with_masks
 from erg.train.preempt import Stopped
 from erg.train.run import Run
-from erg.views.plan import LIGHT, two_views
+from erg.views.plan import LIGHT, Augmentation, Masking, Plan, two_views
 
 SMALL = {"hidden": 8, "dim": 4, "large_crops": 2, "small_crops": 0, "background": 1.0}
 
@@ -176,6 +176,83 @@ def test_data_of_another_kind_are_refused_and_nothing_is_left(
     with pytest.raises(DataError, match=said):
         fit(run, data, out=tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+PATCHES = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+ANY_SIZE = {**PATCHES, "dynamic_img_size": True}
+CONV = {"width": 4, "stages": 2}
+WAVES = {"hidden": 8, "dim": 4, "directions": 8}
+CODES = {"prototypes": 8, "hidden": 8, "dim": 4}
+SMALL_CROP = Plan(main=(LIGHT, LIGHT), local=(replace(LIGHT, size=0.5),))
+HIDDEN = Augmentation(mask=Masking(grid=(6, 6)))
+ALONE = Plan(main=(LIGHT, LIGHT), pairs="alone")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "form", "size", "plan", "said"),
+    [
+        # Tiles and crops of sizes that a ViT of one size does not take.
+        ("Jigsaw", {}, PATCHES, 48, None, "of 20 pixels.*it takes 48 pixels only"),
+        ("RelativePosition", {}, PATCHES, 48, None, "pixels.*it takes 48 pixels only"),
+        ("PIRL", {"dim": 4}, PATCHES, 48, None, "pixels.*it takes 48 pixels only"),
+        ("MultiTask", {"colours": 0.0}, PATCHES, 48, None, "pixels.*it takes 48 pixels only"),
+        ("LeJEPA", {**WAVES, "views": 2}, PATCHES, 48, SMALL_CROP, "of 24 pixels.*it takes 48"),
+        # Sizes that the patches of a ViT of any size do not divide.
+        ("DINO", CODES, {**ANY_SIZE, "patch_size": 14}, 42, None, "of 20 pixels.*divisible by"),
+        ("SimCLR", {}, {**ANY_SIZE, "patch_size": 16}, 40, None, "of 40 pixels.*divisible by"),
+        # Pairs that are none of the energy.
+        ("MAE", {}, PATCHES, 48, Plan(main=(HIDDEN,)), "'views'.*MAE is of 'itself'"),
+        ("SimCLR", {}, {}, 16, ALONE, "'alone'.*SimCLR is of 'views'"),
+        # No pair at all.
+        ("LeJEPA", {**WAVES, "views": 1}, {}, 16, None, "LeJEPA compares two main views.*has 1"),
+        ("WMSE", {"views": 1, "dim": 4}, {}, 16, None, "WMSE compares two main views.*has 1"),
+        ("RELICv2", {**SMALL, "large_crops": 1}, {}, 16, None, "RELICv2 compares two main views"),
+    ],
+)  # fmt: skip
+def test_views_that_cannot_be_taken_are_refused_and_nothing_is_left(
+    method: str, arguments: dict, form: dict, size: int, plan: Plan | None, said: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    encoder = "vit_tiny_patch16_224" if form else "conv"
+    run = Run(
+        method=method, method_args=arguments, encoder=encoder, encoder_args=form or CONV,
+        image_size=size, plan=plan, batch=8, steps=1,
+    )  # fmt: skip
+    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=said):
+        fit(run, images, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("method", ["Rotation", "Jigsaw", "RelativePosition", "PIRL"])
+def test_vectors_that_would_be_turned_or_cut_are_refused_and_nothing_is_left(
+    method: str, tmp_path: Path
+) -> None:
+    run = Run(method=method, encoder="mlp", image_size=16, batch=8, steps=1)
+    with pytest.raises(ValueError, match=f"the plan of {method} turns, cuts or hides.*vectors"):
+        fit(run, np.zeros((24, 16), np.float32), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_tokens_that_would_be_cropped_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    small = {"vocabulary": 4, "width": 8, "depth": 1, "heads": 2}
+    run = Run(
+        method="SimCLR", encoder="sequence", encoder_args=small, image_size=6, batch=8, steps=1
+    )
+    with pytest.raises(ValueError, match="plan of SimCLR crops or colours, which tokens cannot be"):
+        fit(run, np.ones((24, 6), np.int64), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_whole_numbers_are_clustered_as_they_are(tmp_path: Path) -> None:
+    run = Run(
+        method="KMeans", method_args={"k": 2}, encoder="identity", image_size=5, batch=8, steps=2
+    )
+    i = np.arange(100)[:, None]
+    fitted = fit(run, 1000 * (i % 2) + i + np.arange(5), out=tmp_path / "run")
+    low, high = sorted(fitted.method.prototypes.tolist())
+    assert max(low) < 104
+    assert 1000 < min(high) < 1104
 
 
 def test_a_run_that_never_began_is_begun_with_the_minutes_it_has(

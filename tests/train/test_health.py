@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from erg.data.loader import Loader
+from erg.train import features as embedding
+from erg.train import health as looking
 from erg.train.checkpoint import state_hash
+from erg.train.features import at_once
 from erg.train.fit import InMemory
 from erg.train.health import Health, Watched, energies, in_words
 from erg.train.run import Run
@@ -44,6 +47,44 @@ def test_looking_changes_nothing(watched) -> None:
     assert method.training
     assert not method.projector.training
     assert set(seen) >= {"kind", "std", "rank", "auroc", "knn"}
+
+
+def test_copies_do_not_vote_for_each_other(watched) -> None:
+    """Every image twice and in a class of its own: only its copy could say which."""
+    run, what = watched
+    twice = replace(what, held=np.tile(np.arange(24, 32), 2), labels=np.arange(40))
+    for contents, right in ((None, 1.0), (np.tile(np.arange(8), 2), 0.0)):
+        health = Health(neighbours=1)
+        health.start(replace(twice, contents=contents))
+        assert health.look(run.build(), 0)["knn"] == right
+
+
+def test_of_large_images_few_are_looked_at_at_once(
+    watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = (0.5,) * 3
+    few = [at_once(512, side, rgb) for side in (32, 224, 448, 8192)]
+    assert few == [512, 512, 128, 4]
+    assert at_once(512, 100_000, ()) == 512, "vectors have so many features, and no pixels"
+
+    _, what = watched
+    asked: list[tuple[int, int]] = []
+
+    def five(most: int, image_size: int, mean: tuple[float, ...]) -> int:
+        asked.append((most, image_size))
+        return 5
+
+    monkeypatch.setattr(looking, "at_once", five)
+    monkeypatch.setattr(embedding, "at_once", five)
+    health = Health()
+    health.start(what)
+    assert len(health.held_views()) == 5
+    loader = what.loader
+    made = embedding.whole_images(
+        loader.images, what.held, image_size=32, mean=loader.mean, std=loader.std
+    )
+    assert [len(views) for views in made] == [5, 5, 5, 1]
+    assert asked == [(256, 32)] * 2
 
 
 def test_the_same_look_twice_is_the_same(watched) -> None:

@@ -1,5 +1,6 @@
 """The loop: a step, what it is computed in, and what it waits for."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,11 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from erg.method import Loss
 from erg.train import loop as loops
-from erg.train.checkpoint import state_hash
+from erg.train.checkpoint import Diverged, state_hash
 from erg.train.features import features
 from erg.train.loop import Loop
 from erg.train.run import Optimiser
+from erg.views.types import Views
+from tests.test_every_method import SMALL
 from tests.train.test_training import a_run, data, trained
 
 
@@ -104,7 +108,7 @@ class Unseen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("method", ["SimCLR", "BYOL", "VICReg", "DINO"])
+@pytest.mark.parametrize("method", ["SimCLR", "BYOL", "VICReg", "DINO", "MoCo", "SwAV"])
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd", "lars", "larc"])
 def test_a_step_on_an_accelerator_waits_for_no_number(
     method: str, optimiser: str, monkeypatch: pytest.MonkeyPatch
@@ -123,6 +127,56 @@ def test_a_step_on_an_accelerator_waits_for_no_number(
     batches = loop.loader.batches(2)
     with pytest.raises(AssertionError, match="makes the host wait"), Unseen():
         loop.step(2, batches)
+    loop.close()
+
+
+def with_a_queue(**changes: object) -> Loop:
+    """SwAV with queues that are full after two steps of 12, and used from the first on."""
+    arguments = {**SMALL["SwAV"], "queue": 24, "queue_from": 0.0}
+    run = a_run("SwAV", method_args=arguments, **changes)
+    return Loop(run, data(), device=torch.device("cpu"), threads=0)
+
+
+def test_a_queue_that_is_full_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, used = with_a_queue(), list[bool]()
+    codes = loop.method.codes
+
+    def noted(z: torch.Tensor, queue: Any = None) -> torch.Tensor:
+        used.append(queue is not None)
+        return codes(z, queue)
+
+    monkeypatch.setattr(loop.method, "codes", noted)
+    monkeypatch.setattr(loop, "device", torch.device("cuda"))
+    monkeypatch.setattr(loop, "_to_device", lambda views: views)
+    for step in range(4):
+        batches = loop.loader.batches(step)
+        with Unseen():
+            loop.step(step, batches)
+    loop.close()
+    assert used == [False] * 4 + [True] * 4
+
+
+def test_a_queue_that_a_step_left_out_had_filled_is_not_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = with_a_queue(not_finite="skip", accumulate=3)  # micro-batches of 4
+    method, fulls = loop.method, list[bool]()
+
+    def spoiled(views: Views, progress: float) -> Loss:
+        loss = method.loss(views, progress)
+        fulls.append(method.queue(0).full)
+        return Loss(pull={name: value * math.nan for name, value in loss.pull.items()})
+
+    loop.step(0, loop.loader.batches(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step_loss", spoiled)
+        with pytest.raises(Diverged, match="not finite"):
+            loop.step(1, loop.loader.batches(1))
+    assert fulls == [False, False, True]
+    assert not method.queue(0).full
+    assert int(method.queue(0).pushed) == 12
+    loop.step(2, loop.loader.batches(0))
+    assert method.queue(0).full
     loop.close()
 
 
@@ -151,3 +205,8 @@ def test_of_two_images_one_is_held_out_and_that_is_said() -> None:
     few = replace(data(), train=np.arange(1), held=np.arange(1, 2))
     with pytest.raises(ValueError, match=r"2 images besides those held out \(got 1\)"):
         Loop(a_run(), few, device=torch.device("cpu"), threads=0)
+
+
+def test_what_is_differentiated_twice_is_not_compiled() -> None:
+    with pytest.raises(ValueError, match="ScoreMatching differentiates its encoder twice, which"):
+        Loop(a_run("ScoreMatching", compile=True), data(), device=torch.device("cpu"), threads=0)

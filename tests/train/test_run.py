@@ -173,6 +173,28 @@ def test_arguments_are_checked_with_a_suggestion() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("BYOL", {"momentum": 0.99}, r"BYOL's momentum should be .*Schedule.* \(got 0.99\)"),
+        ("PCA", {"by": "svd"}, r"PCA's by should be closed or .* \(got 'svd'\)"),
+        ("SimCLR", {"temperature": "warm"}, r"temperature should be a number \(got 'warm'\)"),
+        ("SimCLR", {"temperature": float("nan")}, r"temperature should be a number \(got nan\)"),
+        ("SimCLR", {"temperature": -0.2}, r"temperature should be at least 0 \(got -0.2\)"),
+        ("SimCLR", {"depth": 2.0}, r"depth should be a whole number \(got 2.0\)"),
+        ("IJEPA", {"area": [0.1, 0.2, 0.3]}, r"area should be \[a number, a number\]"),
+    ],
+)
+def test_values_of_arguments_are_checked(method: str, given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Run(method=method, method_args=given, encoder="conv", image_size=32).build()
+
+
+def test_a_warm_up_lies_within_the_run() -> None:
+    with pytest.raises(ValueError, match="warmup is a share of training"):
+        Optimiser(warmup=1.0)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"batch": 0}, "batch should be at least 1"),

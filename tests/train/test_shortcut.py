@@ -13,6 +13,7 @@ from erg.data.loader import Loader
 from erg.encoders import build_encoder
 from erg.method import Cell, Loss, Method
 from erg.methods.jigsaw import Jigsaw
+from erg.train import shortcut
 from erg.train.checkpoint import state_hash
 from erg.train.fit import InMemory
 from erg.train.health import Watched
@@ -291,6 +292,13 @@ def test_a_cue_that_solves_the_task_is_named_before_training() -> None:
     assert "cues" not in looking.look(method(fails=1), 8)
     calm = observer(watching(smooth(100), tiled(Tiles()))).look(method(fails=1), 0)
     assert "warning" not in calm
+
+
+def test_what_few_images_say_by_luck_is_no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcut, "told_by_cues", lambda _: ({"borders": 0.5}, 0.25))
+    for n, warned in ((96, True), (16, False)):
+        looking = observer(watching(smooth(n + 4), TURNED))
+        assert ("warning" in looking.look(method(fails=1), 0)) is warned
 
 
 def test_looking_changes_nothing() -> None:

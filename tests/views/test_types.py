@@ -202,6 +202,13 @@ def test_to_changes_the_type_of_data_only() -> None:
     assert view.mask.hidden.dtype == torch.bool
     moved = views().to(device="cpu", dtype=torch.bfloat16)
     assert moved.main[1].data.dtype == torch.bfloat16
+    made = a_view().made
+    assert made is not None
+    far = dataclasses.replace(made, box=made.box + 301)
+    large = dataclasses.replace(a_view(), made=far).to(torch.bfloat16)
+    assert large.data.dtype == torch.bfloat16
+    assert large.made is not None
+    assert torch.equal(large.made.box, made.box + 301)
     assert moved.index.dtype == torch.int64
 
 

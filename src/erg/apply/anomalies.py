@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
@@ -110,7 +111,8 @@ class Anomalies:
 
         Args:
             masks: per item, True where a pixel is defective [h w], of any size; None where no
-                pixel is.
+                pixel is. A sound image counts as many pixels as if it had a black mask, as fine as
+                the others'.
 
         Raises:
             ValueError: there are no maps, or not as many masks as items, or no pixel or all are
@@ -122,9 +124,14 @@ class Anomalies:
                 "windows, and pass a mask or None per item."
             )
         shapes = next(iter(self.maps.values())).shapes
+        pairs = list(zip(shapes, masks, strict=True))
+        given = [mask.shape[0] / height for (height, _), mask in pairs if mask is not None]
+        finer = float(np.median(given)) if given else 1.0
         whole = [
-            np.zeros(shape, dtype=bool) if mask is None else mask.astype(bool)
-            for shape, mask in zip(shapes, masks, strict=True)
+            np.zeros([max(1, round(finer * side)) for side in shape], dtype=bool)
+            if mask is None
+            else mask.astype(bool)
+            for shape, mask in pairs
         ]
         return {
             name: pixel_auroc([_sized(m, k) for m, k in zip(maps, whole, strict=True)], whole)
@@ -153,6 +160,7 @@ def anomalies(
     label: str | None = None,
     normal_class: str | None = None,
     tell: Tell = lambda _: None,
+    device: torch.device | None = None,
 ) -> Anomalies:
     """How badly every readable item of `data` fits with the normal ones.
 
@@ -169,11 +177,12 @@ def anomalies(
         normal_class: the label of normal items: only those of `normal` are taken, and the others
             of `data` are anomalies.
         tell: called with lines worth printing.
+        device: where the encoder of a folder is put; the CPU if not given.
 
     Raises:
         ValueError: the model or the data cannot be used.
     """
-    used = Used.of(model)
+    used = Used.of(model, device)
     known, asked = both(used, data, normal, label, normal_class, tell)
     tell(f"{len(asked.rows)} items beside {len(known.rows)} normal ones.")
     most = max(len(known.rows), len(asked.rows))

@@ -19,7 +19,7 @@ from erg.data.splits import hold_out
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash
-from erg.train.features import check_takes, features, whole_images
+from erg.train.features import check_takes, device_of, features, whole_images
 from erg.train.fit import Fitted, InMemory, open_items
 from erg.train.folder import RunFolder
 from erg.views.types import Views
@@ -149,12 +149,19 @@ def vectors_of(
     known = opened.known.get(state_hash(module)) if opened.known else None
     if known is not None:
         return known[rows]
+    device = device_of(module)
     views = whole_images(
         opened.images, rows, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std,
-        threads=threads,
+        threads=threads, pin=device.type == "cuda",
     )  # fmt: skip
-    device = device_of(module)
-    return features(embed, module, views, device=device, autocast=autocast, progress=progress)
+    made = ahead(views, depth_for(device))
+    return features(embed, module, made, device=device, autocast=autocast, progress=progress)
+
+
+def depth_for(device: torch.device) -> int:
+    """Batches of views to make ahead: on a CPU the encoder and what makes views take turns, each
+    with all cores."""
+    return 0 if device.type == "cpu" else 2
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,8 @@ class Embedder:
         encoder: whose size, mean and deviation the images take.
         embed: normalised data to vectors.
         autocast: half-precision type to compute in.
+        device: where its process speaks with others; that of the module if not given. Modules
+            without weights are nowhere, and GPUs speak through their own memory alone.
     """
 
     name: str
@@ -174,6 +183,7 @@ class Embedder:
     encoder: Encoder
     embed: Callable[[Tensor], Tensor]
     autocast: torch.dtype | None = None
+    device: torch.device | None = None
 
 
 def embedder(model: Fitted | Path | str, device: torch.device | None = None) -> Embedder:
@@ -181,22 +191,17 @@ def embedder(model: Fitted | Path | str, device: torch.device | None = None) -> 
 
     Args:
         model: a trained run, or a folder with an encoder (an export, or encoder/ of a run).
-        device: where the folder's encoder is put; None for the CPU.
+        device: of this process, where the folder's encoder is put; None for the CPU.
 
     Raises:
         ValueError: the folder holds no encoder of ours.
     """
     if not isinstance(model, Fitted):
         encoder = load_encoder(Path(model)).to(device or torch.device("cpu"))
-        return Embedder(encoder.name, encoder, encoder, encoder)
+        return Embedder(encoder.name, encoder, encoder, encoder, device=device)
     method, run = model.method, model.run
-    autocast = run.autocast(device_of(method))
-    return Embedder(f"{run.method} {run.encoder}", method, method.encoder, method.encode, autocast)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are; the CPU where it has none."""
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
+    autocast, name = run.autocast(device_of(method)), f"{run.method} {run.encoder}"
+    return Embedder(name, method, method.encoder, method.encode, autocast, device)
 
 
 def embed(
@@ -206,6 +211,7 @@ def embed(
     label: str | None = None,
     max_skipped: float = 0.2,
     progress: Callable[[int, int], None] | None = None,
+    device: torch.device | None = None,
 ) -> Embeddings:
     """Every readable image of `data` as a vector, in one pass: memory holds vectors, no images.
 
@@ -215,11 +221,12 @@ def embed(
         label: where labels are found, to be kept beside the vectors.
         max_skipped: largest share of unreadable items.
         progress: called with (items done, items in all).
+        device: where the encoder of a folder is put; the CPU if not given.
 
     Raises:
         ValueError: the model or the data cannot be used.
     """
-    made = embedder(model)
+    made = embedder(model, device)
     source = data if isinstance(data, Source) else open_source(data, label=label)
     check_source(made.encoder, source)
     done = 0
@@ -286,8 +293,8 @@ def _as_they_come(
 ) -> Iterator[Views]:
     """Every readable one of some items whole, in batches in order; `rows` is filled on the way.
 
-    For an accelerator the next batches are decoded meanwhile. On a CPU decoding and the encoder
-    take turns, each with all cores.
+    For an accelerator the next batches are decoded, and views made of them, meanwhile. On a CPU all
+    that takes turns, each with all cores.
     """
 
     def read() -> Generator[list[np.ndarray], None, None]:
@@ -304,9 +311,13 @@ def _as_they_come(
         if held:
             yield held
 
-    for held in ahead(read(), 0 if device.type == "cpu" else 2):
-        yield from whole_images(
-            np.stack(held) if source.kind == "array" else InMemory(held),
-            np.arange(len(held)), image_size=encoder.image_size,
-            mean=encoder.mean, std=encoder.std, batch=batch, threads=default_threads(),
-        )  # fmt: skip
+    def made() -> Generator[Views, None, None]:
+        for held in read():
+            yield from whole_images(
+                np.stack(held) if source.kind == "array" else InMemory(held),
+                np.arange(len(held)), image_size=encoder.image_size,
+                mean=encoder.mean, std=encoder.std, batch=batch, threads=default_threads(),
+                pin=device.type == "cuda",
+            )  # fmt: skip
+
+    yield from ahead(made(), depth_for(device))

@@ -5,8 +5,8 @@ starts from nothing would first distort what the encoder knows (Kumar et al. 202
 """
 
 import copy
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +16,16 @@ from torch import nn
 from torch.optim import AdamW
 
 from erg import energy
-from erg.apply.embed import Opened, vectors_of
+from erg.apply.embed import Opened, depth_for, vectors_of
 from erg.classifiers import Classifier
 from erg.data.loader import Loader
 from erg.data.manifest import default_threads
 from erg.encoders import Encoder, build_encoder
 from erg.evaluate.linear import fit_probe
+from erg.parts.host import sent
 from erg.parts.norm import BatchNorm
 from erg.schedule import WarmupCosine
-from erg.train.features import computing_in, plain_attention
+from erg.train.features import computing_in, device_of, plain_attention
 from erg.train.optim import groups
 from erg.views.plan import Augmentation, Plan
 
@@ -95,9 +96,9 @@ def finetune(
             f"{len(rows)} images cannot be learned from: at least two are needed, all with labels. "
             "Name where labels are found."
         )
-    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng():
-        torch.manual_seed(tuning.seed)
+    device = device_of(encoder)
+    gpu = device.type == "cuda"
+    with _drawing(tuning.seed, device):
         classes, codes = np.unique(opened.labels[rows], return_inverse=True)
         names = tuple(opened.classes[c] for c in classes)
         model = Classifier(*copy.deepcopy((encoder, names, projector))).to(device)
@@ -108,25 +109,32 @@ def finetune(
         loader = Loader(
             opened.images, rows, Plan((tuning.views,), pairs="alone"), batch=tuning.batch,
             seed=tuning.seed, image_size=encoder.image_size, mean=encoder.mean, std=encoder.std,
-            threads=default_threads(),
+            threads=default_threads(), pin=gpu,
         )  # fmt: skip
         model.train()
         schedule = WarmupCosine(tuning.lr, 0.05, 0.0)
         with closing(loader):
-            for step in range(tuning.steps):
+            for step, (views,) in loader.ahead(0, tuning.steps, depth=depth_for(device)):
                 for group in optimiser.param_groups:
                     group["lr"] = schedule((step + 1) / tuning.steps)
-                views = loader.views(step)
-                data = views.main[0].to(device).data
+                data = views.main[0].to(device, non_blocking=gpu).data
                 with computing_in(device, autocast), plain_attention(encoder, device, autocast):
                     logits = model(data)
-                loss = energy.of_class(logits, labels[views.index].to(device)).mean()
+                loss = energy.of_class(logits, sent(labels[views.index], device)).mean()
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
                 if progress is not None:
                     progress(step + 1, tuning.steps)
     return model.eval()
+
+
+@contextmanager
+def _drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """From a seed, on the CPU and a device; what is drawn afterwards is as if nothing had been."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()
@@ -144,23 +152,26 @@ def _start_as_probe(
 
 
 def afresh(encoder: Encoder, *, seed: int = 0) -> Encoder:
-    """The same architecture with random weights: what fine-tuning has to beat."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    """The same architecture with random weights: what fine-tuning has to beat.
+
+    They are drawn on the CPU, so that they are the same for every device.
+    """
+    device = device_of(encoder)
+    with _drawing(seed, device):
         made = build_encoder(encoder.name, encoder.image_size, **encoder.arguments)
     made.mean, made.std = encoder.mean, encoder.std
-    return made.eval()
+    return made.to(device).eval()
 
 
 def projector_afresh(kept: nn.Sequential, *, seed: int = 0) -> nn.Sequential:
-    """The same layers with random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        made = copy.deepcopy(kept)
+    """The same layers with random weights, as in `afresh`."""
+    device = device_of(kept)
+    made = copy.deepcopy(kept).cpu()
+    with _drawing(seed, device):
         for layer in made:
             if isinstance(layer, nn.Linear | BatchNorm):
                 layer.reset_parameters()
-    return made
+    return made.to(device)
 
 
 def few(

@@ -314,6 +314,7 @@ def learn_to_inpaint(
     with counting("Reading images") as progress:
         manifest, images = _opened(data, size, progress)
     rows, held = (manifest.ok, None) if test is not None else split(manifest, share=0.1)
+    learned = _contents(manifest, rows)
     others = images
     if test is not None:
         with counting("Reading test images") as progress:
@@ -326,6 +327,9 @@ def learn_to_inpaint(
             "others as well, or name those to test on with --test."
         )
     tell(f"Training on {len(rows)} images; {len(held)} are for testing.")
+    leaked = int(np.isin(_contents(manifest, held), learned).sum())
+    if leaked:
+        tell(f"{leaked:,} of {len(held):,} test images are also among those trained on.")
     with counting("Training") as progress:
         network = train_inpainter(
             images, rows, size=size, steps=steps, seed=seed, device=device, progress=progress
@@ -335,10 +339,18 @@ def learn_to_inpaint(
         scores, picture = score_inpainter(
             network, others, held, size=size, seed=seed, progress=progress
         )
-    scores |= {"data": str(data)[:200], "steps": steps, "seed": seed}
+    tested = None if test is None else str(test)[:200]
+    scores |= {
+        "data": str(data)[:200], "test": tested, "n_leaked": leaked, "steps": steps, "seed": seed,
+    }  # fmt: skip
     write_atomically(out / "scores.json", json.dumps(scores, indent=1).encode())
     write_atomically(out / "pictures.png", picture)
     return scores
+
+
+def _contents(manifest: Any, rows: np.ndarray) -> np.ndarray:
+    """Hashes of some images."""
+    return manifest.hashes[rows].astype(np.str_)
 
 
 def _opened(data: Any, size: int, progress: Progress | None) -> tuple[Any, Cache | Stream]:

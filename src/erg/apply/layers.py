@@ -14,6 +14,7 @@ from erg.apply.embed import Opened, vectors_of
 from erg.encoders import Encoder, TimmEncoder
 from erg.evaluate.intervals import Score, bootstrap
 from erg.evaluate.linear import fit_probe
+from erg.parts.values import averaged
 
 VALUES = 2048
 """Largest number of values a layer is pooled to, so that depth is not confounded with width."""
@@ -75,7 +76,7 @@ def pooled(made: Tensor, encoder: Encoder, values: int = VALUES) -> Float[Tensor
     if made.ndim != 4:
         return made.flatten(1)
     side = max(1, min(made.shape[-1], math.isqrt(values // made.shape[1])))
-    return nn.functional.adaptive_avg_pool2d(made, side).flatten(1)
+    return averaged(made, side).flatten(1)
 
 
 def layer_vectors(

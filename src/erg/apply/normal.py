@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from erg.apply.embed import Opened, Tell, device_of, open_for, vectors_of
+from erg.apply.embed import Opened, Tell, open_for, vectors_of
 from erg.apply.ways import pixels_of
 from erg.encoders import Encoder, load_encoder
 from erg.explore.anomaly import OF_EMBEDDINGS, OF_PIXELS, by_neighbours
+from erg.train.features import device_of
 from erg.train.fit import Fitted
 from erg.views.types import View
 
@@ -70,10 +71,10 @@ class Used:
     fitted: Fitted | None = None
 
     @classmethod
-    def of(cls, model: Fitted | Path | str) -> "Used":
-        """A trained run, or the encoder of a folder."""
+    def of(cls, model: Fitted | Path | str, device: torch.device | None = None) -> "Used":
+        """A trained run, or the encoder of a folder, put on a device or the CPU."""
         if not isinstance(model, Fitted):
-            encoder = load_encoder(Path(model))
+            encoder = load_encoder(Path(model)).to(device or torch.device("cpu"))
             return cls(encoder, encoder)
         method = model.method
         energy = _alone(model) if _is_alone(model) else None

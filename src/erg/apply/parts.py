@@ -23,7 +23,6 @@ from erg.apply.embed import (
     Opened,
     Tell,
     check_source,
-    device_of,
     in_one_pass,
     open_for,
     origin,
@@ -35,6 +34,7 @@ from erg.durable import explained
 from erg.embeddings import Embeddings, merge
 from erg.encoders import Encoder
 from erg.train.checkpoint import state_hash
+from erg.train.features import device_of
 from erg.train.fit import Fitted
 from erg.train.preempt import Stopped, Watch
 from erg.train.processes import leave_group
@@ -98,7 +98,7 @@ class Parts:
         """
         with explained(self.folder):
             self.folder.mkdir(exist_ok=True)
-        world, device = distributed.world(), device_of(self.model.module)
+        world, device = distributed.world(), self.model.device or device_of(self.model.module)
         with Watch() as watch:
             for first in range(0, len(self.shards), world):
                 mine = first + distributed.rank()

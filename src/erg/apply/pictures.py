@@ -16,6 +16,7 @@ from erg.data.loader import Loader
 from erg.durable import write_atomically
 from erg.explore.neighbours import panels
 from erg.explore.project import project
+from erg.train.features import at_once
 from erg.train.fit import Fitted
 from erg.train.health import HELD_EPOCH, record_energies
 from erg.views.pixels import Pixels
@@ -50,7 +51,8 @@ def draw_pictures(
         held = opened.rows[~trained_on(fitted, opened)[opened.rows]]
     held = opened.rows if len(held) < 4 else held
     with closing(_loader(fitted, opened, held)) as loader:
-        views = loader.make(held[:512], epoch=HELD_EPOCH)
+        few = at_once(512, loader.image_size, loader.mean)
+        views = loader.make(held[:few], epoch=HELD_EPOCH)
         record_energies(folder / "energies.json", fitted.method, views, "after")
         if isinstance(opened.images, np.ndarray):
             return folder

@@ -64,8 +64,10 @@ def verdict(
         if kind not in right[name]:
             continue
         gap = difference(mine, right[name][kind], groups=groups)
-        surely = clear(gap, mine, right[name][kind], groups=groups)
-        gaps[name] = {**asdict(gap), "clear": surely}
+        theirs = right[name][kind]
+        surely = clear(gap, mine, theirs, groups=groups)
+        behind = clear(difference(theirs, mine, groups=groups), theirs, mine, groups=groups)
+        gaps[name] = {**asdict(gap), "clear": surely, "behind": behind}
         value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
         text = f"{name} ({value:+.1f} points, {low:+.1f} to {high:+.1f})"
         (won if surely else lost).append(text)

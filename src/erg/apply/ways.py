@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from erg.apply.embed import Opened, device_of, vectors_of
+from erg.apply.embed import Opened, vectors_of
 from erg.data.loader import Loader
 from erg.data.manifest import default_threads
 from erg.encoders import Encoder, load_encoder
 from erg.evaluate.baselines import PCA
-from erg.train.features import features, whole_images
+from erg.train.features import at_once, device_of, features, whole_images
 from erg.train.fit import Fitted
 from erg.views.plan import LIGHT, Plan
 from erg.views.types import View
@@ -78,14 +78,16 @@ class Ways:
         return found
 
     def add_pca(self, learned_on: Features, *others: Features) -> None:
-        """Add the PCA of raw pixels, as wide as the encoder, to vectors of some sets.
+        """Add the PCA of raw pixels to vectors of some sets, as wide as the encoder or as what the
+        run is judged by, if that is wider: an autoencoder's code may be.
 
         Args:
             learned_on: vectors of the set whose pixels the components are learned on.
             others: vectors of other sets.
         """
         pixels = learned_on[PIXELS]
-        pca = PCA.fit(pixels, min(self.fitted.encoder.dim, *pixels.shape))
+        width = max(self.fitted.encoder.dim, learned_on[ENCODER].shape[1])
+        pca = PCA.fit(pixels, min(width, *pixels.shape))
         for found in (learned_on, *others):
             found[PCA_NAME] = pca(found[PIXELS])
 
@@ -96,17 +98,19 @@ def crops_of(ways: Ways, opened: Opened, rows: np.ndarray, plan: Plan) -> tuple[
     Memory holds the views of one batch.
     """
     method, start = ways.fitted.method, ways.start
+    encoder = method.encoder
+    few = at_once(256, encoder.image_size, encoder.mean)
     loader = Loader(
-        opened.images, rows, plan, batch=256, seed=0, image_size=method.encoder.image_size,
-        mean=method.encoder.mean, std=method.encoder.std, threads=default_threads(),
+        opened.images, rows, plan, batch=few, seed=0, image_size=encoder.image_size,
+        mean=encoder.mean, std=encoder.std, threads=default_threads(),
     )  # fmt: skip
     device = device_of(method)
     parts: tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]] = (
         {ENCODER: [], START: [], PIXELS: []}, {ENCODER: [], START: [], PIXELS: []},
     )  # fmt: skip
     with closing(loader):
-        for i in range(0, len(rows), 256):
-            views = loader.make(rows[i : i + 256], epoch=0)
+        for i in range(0, len(rows), few):
+            views = loader.make(rows[i : i + few], epoch=0)
             for view, made in zip(views.main, parts, strict=True):
                 one = [replace(views, main=(view,))]
                 made[ENCODER].append(features(method.encode, method, iter(one), device=device))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from erg.apply.anomalies import Anomalies, told
 from erg.apply.embed import Opened, Tell
@@ -36,6 +37,7 @@ def localised(
     normal_class: str | None = None,
     seed: int = 0,
     tell: Tell = lambda _: None,
+    device: torch.device | None = None,
 ) -> Anomalies:
     """As `anomalies`, for every window of every image: a map says where something is wrong.
 
@@ -54,11 +56,12 @@ def localised(
         normal_class: as in `anomalies`.
         seed: of the draw of at most 20,000 normal windows.
         tell: as in `anomalies`.
+        device: as in `anomalies`.
 
     Raises:
         ValueError: an image is smaller than a window, or the model or data cannot be used.
     """
-    used = Used.of(model)
+    used = Used.of(model, device)
     known, asked = both(used, data, normal, label, normal_class, tell)
     if any(isinstance(each.images, np.ndarray) for each in (known, asked)):
         raise ValueError("vectors have no windows. Leave out the side of the windows.")

@@ -27,6 +27,7 @@ def anomalies_(
     top: int | None = None,
     out: Path = Path("anomalies"),
     method: str | None = None,
+    device: str | None = None,
 ) -> int:
     """Say of every image how badly it fits with normal ones, and show those that fit worst.
 
@@ -49,6 +50,7 @@ def anomalies_(
         top: images on the sheet; 32 if not given.
         out: the folder to write.
         method: repeats a method given by path, which is code.
+        device: cpu, cuda or mps; what is there if not given.
     """
     from dataclasses import replace
 
@@ -58,7 +60,7 @@ def anomalies_(
     from erg.apply.embed import open_for
     from erg.apply.normal import check_name, names_of
     from erg.apply.windows import localised
-    from erg.commands.options import given, is_run, without
+    from erg.commands.options import given, is_run, where, without
     from erg.commands.show import compiling, tell
     from erg.durable import explained
     from erg.embeddings import Embeddings
@@ -68,7 +70,7 @@ def anomalies_(
     if model.is_file():
         of_images = given(
             normal=normal, label=label, window=window or None, stride=stride or None, masks=masks,
-            top=top, method=method,
+            top=top, method=method, device=device,
         )  # fmt: skip
         without(
             of_images,
@@ -87,7 +89,10 @@ def anomalies_(
             f"--stride {stride} is from one window to the next, and no windows are looked at. Give "
             "their side with --window, or leave it out."
         )
-    chosen = load(model, method=method) if is_run(model, method) else model
+    place = None if model.is_file() else where(device)
+    chosen = model
+    if is_run(model, method):
+        chosen = load(model, method=method, device=str(place))
     if by is not None:
         check_name(by, names_of(chosen, images=not model.is_file()))
     with explained(out):
@@ -100,7 +105,9 @@ def anomalies_(
         encoder = load_encoder(model) if isinstance(chosen, Path) else chosen.encoder
         compiling()
         opened = open_for(encoder, data, label=label, tell=tell)
-        options: dict[str, Any] = {"normal": normal, "label": label, "normal_class": normal_class}
+        options: dict[str, Any] = {
+            "normal": normal, "label": label, "normal_class": normal_class, "device": place,
+        }  # fmt: skip
         if window:
             marks = None if masks is None else read_masks(data, masks, opened.rows)
             found = localised(

@@ -18,7 +18,9 @@ from erg.data.source import DataError
 def dry_run(
     run: Any, source: Any, *, minutes: float | None = None, device: str | None = None
 ) -> int:
-    """Open 64 images, and their masks if there are any, do one step, print time, memory and disk.
+    """Open some images, and their masks if there are any, do one step, print time, memory and disk.
+
+    As many as a step holds at once are opened, but at least 64 and at most 512.
 
     Args:
         run: what would be done.
@@ -34,14 +36,17 @@ def dry_run(
 
     from erg.commands.show import tell
     from erg.encoders import parameter_count
-    from erg.train.fit import check_masks_serve
+    from erg.train.fit import check_masks_serve, with_size
     from erg.train.loop import Data, Loop
 
     masks = None
     if run.mask is not None:
         masks = masks_of(source, run.mask)
         check_masks_serve(run, len(source))
-    chosen = np.linspace(0, len(source) - 1, min(64, len(source))).astype(int).tolist()
+    run = with_size(run, len(source))
+    at_once = run.batch // run.accumulate
+    few = min(max(64, min(at_once, 512)), len(source))
+    chosen = np.linspace(0, len(source) - 1, few).astype(int).tolist()
     short_side = max(64, 2 * run.image_size)
     looked = list(look_at(source, short_side=short_side, items=chosen))
     images = [item for _, item in looked if item is not None]
@@ -63,11 +68,10 @@ def dry_run(
             tell(items.summary())
         else:  # others may have some
             tell(f"None of the {len(chosen)} images looked at has a mask that can be read.")
-    few = Data(items, rows, np.arange(0))
-    batch = min(run.batch, len(images))
+    batch = min(at_once, len(images))
     loop = Loop(
         replace(run, batch=batch, accumulate=1),
-        few,
+        Data(items, rows, np.arange(0)),
         device=torch.device(device) if device else None,
     )
     try:
@@ -100,7 +104,7 @@ def dry_run(
             f"about {max(1, int(0.95 * 60 * minutes / seconds)):,} steps in {minutes:g} minutes"
         )
     tell(f"Time: about {seconds:.2f} s a step, {length}.")
-    tell(f"Memory: {peak / 2**30:.1f} GiB so far, with a batch of {batch} of {run.batch}.")
+    tell(f"Memory: {peak / 2**30:.1f} GiB so far, with {batch} of {at_once} images at once.")
     tell(
         f"Disk: {cache / 2**30:.2f} GiB of decoded images while training (if they fit), "
         f"{3 * 2 * weights / 2**20:.0f} MiB of checkpoints."

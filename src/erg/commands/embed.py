@@ -23,7 +23,7 @@ class Options:
         out: the parquet file; until it is whole, its parts stand in OUT.parts.
         label: where labels are found, to be kept beside the vectors.
         method: repeats a method given by path, which is code.
-        device: cpu, cuda or mps.
+        device: cpu, cuda or mps; what is there if not given.
         devices: processes on this machine; under torchrun or SLURM those it started.
         max_skipped: largest share of unreadable files.
     """
@@ -33,38 +33,29 @@ class Options:
     out: Path = Path("embeddings.parquet")
     label: str | None = None
     method: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     devices: int = 1
     max_skipped: float = 0.2
 
 
 def embed(options: Options, arguments: list[str]) -> int:
     """Carry out the command; the exit code."""
-    from erg.commands.options import is_run
+    from erg.commands.options import is_run, where
     from erg.train.launch import in_group, relaunch
 
     folder = options.model
     of_run = is_run(folder, options.method)
     if options.devices > 1 and not in_group():
         return relaunch(["embed", *arguments], options.devices)
-    import torch
-
     from erg.apply.embed import embedder
     from erg.apply.parts import embed_to_file
     from erg.commands.show import compiling, counting, tell
     from erg.train.fit import load
     from erg.train.processes import join
 
+    wanted = where(options.device)
     compiling()
-    try:
-        device = join(torch.device(options.device))
-    except RuntimeError as error:
-        if in_group():  # that of a group may fail for reasons of its own
-            raise
-        raise ValueError(
-            f"there is no device {options.device!r} here ({str(error).splitlines()[0][:80]}). "
-            "Choose cpu, cuda or mps; erg doctor shows which there are."
-        ) from None
+    device = join(wanted)
     chosen = load(folder, method=options.method, device=str(device)) if of_run else folder
     model = embedder(chosen, device)
     with counting("Embedding") as progress:

@@ -27,6 +27,7 @@ class Options:
             is given the run's own, if it has one.
         test: images to test on; without, data are split 80 / 20 by content.
         method: repeats a method given by path, which is code.
+        device: cpu, cuda or mps; what is there if not given.
         devices: processes on this machine that share the embedding, and go on where it stopped;
             under torchrun or SLURM those it started.
     """
@@ -36,6 +37,7 @@ class Options:
     label: str | None = None
     test: str | None = None
     method: str | None = None
+    device: str | None = None
     devices: int = 1
 
 
@@ -46,12 +48,17 @@ def evaluate(options: Options, arguments: list[str]) -> int:
     if options.devices > 1 and not in_group():
         return relaunch(["evaluate", *arguments], options.devices)
     from erg.apply.scores import score
+    from erg.commands.options import where
     from erg.commands.show import compiling, tell
     from erg.durable import write_atomically
     from erg.train.fit import load
+    from erg.train.processes import join
 
+    device = where(options.device)
     compiling()
-    fitted = load(options.run, method=options.method)
+    if in_group():
+        device = join(device)
+    fitted = load(options.run, method=options.method, device=str(device))
     data = options.data if options.data is not None else fitted.run.data
     if not data:
         raise ValueError("the run was made from data in memory. Name the data to evaluate on.")
@@ -75,15 +82,11 @@ def evaluate(options: Options, arguments: list[str]) -> int:
 
 def _with_others(fitted: Any, sets: dict[str, Any], label: str | None) -> dict[str, Any] | None:
     """The data with their vectors, which all processes made; None for all but the first."""
-    import torch
-
     from erg.apply.parts import Shared
+    from erg.apply.ways import Ways
     from erg.commands.show import counting, tell
-    from erg.encoders import load_encoder
-    from erg.train.processes import join
 
-    join(torch.device("cpu"))
-    start = load_encoder(fitted.folder / "encoder_start")
+    start = Ways.of(fitted).start
     with counting("Embedding") as progress:
         shared = Shared(fitted, start, fitted.folder / "vectors")
         return shared.open(sets, label=label, tell=tell, progress=progress)

@@ -28,6 +28,7 @@ def finetune_(
     seed: int = 0,
     out: Path = Path("classifier"),
     method: str | None = None,
+    device: str | None = None,
 ) -> int:
     """Fine-tune an encoder with a linear layer, and compare with training from scratch.
 
@@ -50,12 +51,13 @@ def finetune_(
         seed: of the labels drawn, the order and the views.
         out: the folder to write the classifier to.
         method: repeats a method given by path, which is code.
+        device: cpu, cuda or mps; what is there if not given.
     """
     from dataclasses import replace
 
     from erg.apply.finetune import Tuning
     from erg.classifiers import first_layers, save_classifier
-    from erg.commands.options import check_seed, is_run
+    from erg.commands.options import check_seed, is_run, where
     from erg.commands.show import compiling, console, tell
     from erg.durable import explained, write_atomically
     from erg.encoders import load_encoder
@@ -63,9 +65,10 @@ def finetune_(
 
     check_seed(seed)
     of_run = is_run(model, method)
+    place = where(device)
     compiling()
-    fitted = load(model, method=method) if of_run else None
-    encoder = load_encoder(model) if fitted is None else fitted.encoder
+    fitted = load(model, method=method, device=str(place)) if of_run else None
+    encoder = load_encoder(model).to(place) if fitted is None else fitted.encoder
     kept = None
     if head_layers:
         if fitted is None:

@@ -42,6 +42,7 @@ def layers_(
     images: int = 5000,
     out: Path | None = None,
     method: str | None = None,
+    device: str | None = None,
 ) -> int:
     """Fit a linear probe on every layer of an encoder, trained and before training.
 
@@ -58,11 +59,13 @@ def layers_(
         out: the chart to write (SVG), and beside it the numbers (JSON); layers.svg in the run
             folder if not given.
         method: repeats a method given by path, which is code.
+        device: cpu, cuda or mps; what is there if not given.
     """
     from dataclasses import asdict, replace
 
     from erg.apply.embed import known_already, open_for
     from erg.apply.layers import layers
+    from erg.commands.options import where
     from erg.commands.project import numbers_beside
     from erg.commands.show import compiling, tell
     from erg.data.splits import split
@@ -71,7 +74,8 @@ def layers_(
     from erg.evaluate.intervals import clear, difference
     from erg.train.fit import load
 
-    fitted = load(run, method=method)
+    place = where(device)
+    fitted = load(run, method=method, device=str(place))
     path = out or run / "layers.svg"
     numbers = numbers_beside(path)
     chosen = data if data is not None else fitted.run.data
@@ -96,7 +100,7 @@ def layers_(
         name: layers(encoder, opened, opened.rows, other, other.rows, values=values)
         for name, encoder in (
             ("trained", fitted.encoder),
-            ("before training", load_encoder(fitted.folder / "encoder_start")),
+            ("before training", load_encoder(fitted.folder / "encoder_start").to(place)),
         )
     }
     for name, curve in found.items():

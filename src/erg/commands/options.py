@@ -2,10 +2,14 @@
 
 import inspect
 import json
+import os
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 PREFIX = "--method."
 ENCODER_PREFIX = "--encoder."
@@ -60,7 +64,9 @@ def method_arguments(method: str | None, given: dict[str, str]) -> dict[str, Any
 
     kind = catalog.find(method)
     catalog.check_arguments(kind, given)
-    hints = typing.get_type_hints(kind.__init__)
+    known = catalog.arguments(kind)
+    hints = {name: type(argument.default) for name, argument in known.items()}
+    hints |= typing.get_type_hints(kind.__init__)  # a method of yours may have none
     return {name: _as(hints[name], name, text) for name, text in given.items()}
 
 
@@ -73,6 +79,10 @@ def _as(hint: Any, name: str, text: str) -> Any:
         if inspect.isclass(hint) and issubclass(hint, Schedule):
             start, _, end = text.partition(":")
             return Cosine(float(start), float(end or start))
+        if typing.get_origin(hint) is tuple:
+            words = text.strip("()[] ").split(",")
+            kinds = typing.get_args(hint)
+            return tuple(kind(word) for kind, word in zip(kinds, words, strict=True))
         if typing.get_origin(hint) is Literal:
             options = typing.get_args(hint)
             return next(option for option in options if str(option) == text)
@@ -127,3 +137,44 @@ def check_seed(seed: int | None) -> None:
     """
     if seed is not None and seed < 0:
         raise ValueError(f"--seed should be at least 0 (got {seed}).")
+
+
+ACCELERATORS = ("cuda", "mps")
+"""Kinds that training takes by itself."""
+
+
+def where(asked: str | None) -> "torch.device":
+    """Where a model is put: as asked, else on the accelerator that training takes, else the CPU.
+
+    Where several processes are at work on this machine and nothing is asked for, an accelerator is
+    taken only if each of them gets one of its own.
+
+    Args:
+        asked: cpu, cuda or mps, as it stands on the command line.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind, count = "cpu", 0
+    if there is not None and there.type in ACCELERATORS:
+        kind, count = there.type, torch.accelerator.device_count()
+        # As in training: float32 is float32, in convolutions too.
+        torch.backends.cudnn.allow_tf32 = False
+    if asked is None:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return torch.device(kind if count >= here else "cpu")
+    try:
+        wanted = torch.device(asked)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0][:80]
+    else:
+        if wanted.type == "cpu" or (wanted.type == kind and (wanted.index or 0) < count):
+            return wanted
+        why = f"of {kind} there are {count}" if count else "there is only the CPU"
+    raise ValueError(
+        f"there is no device {asked!r} here ({why}). Choose cpu, cuda or mps; erg doctor shows "
+        "which there are."
+    )

@@ -236,6 +236,9 @@ def plan(options: Options, given: Given, said: Collection[str]) -> tuple[Any, li
         run = changed(before, options, said)
         if options.data is not None:
             run = replace(run, data=options.data)
+            if options.resume is None:  # the rows of a memory are those of the new data
+                args = {name: value for name, value in run.method_args.items() if name != "size"}
+                run = replace(run, method_args=args)
         if not run.data:
             raise ValueError("the run was made from data in memory. Name the data to use.")
         why = [f"As before: {run.method}, {run.encoder}.", *differences(before, run)]

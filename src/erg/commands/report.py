@@ -11,7 +11,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def report_(
-    run: Path, /, *, out: Path | None = None, redraw: bool = False, method: str | None = None
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    redraw: bool = False,
+    method: str | None = None,
+    device: str | None = None,
 ) -> int:
     """Write report.html from the files of a run.
 
@@ -20,14 +26,18 @@ def report_(
         out: the file to write; report.html in the run folder if not given.
         redraw: make the map, the neighbours and the views again from the run's data.
         method: to redraw; repeats a method given by path, which is code.
+        device: to redraw; cpu, cuda or mps; what is there if not given.
     """
+    from erg.commands.options import given, where
     from erg.commands.show import tell
     from erg.report.build import write_report
 
-    if method is not None and not redraw:
+    of_model = given(method=method, device=device)
+    if of_model and not redraw:
+        options = " ".join(f"--{name} {value}" for name, value in of_model.items())
         raise ValueError(
-            f"a page is written without the code of a method, so --method {method} changes "
-            "nothing. Leave it out, or add --redraw."
+            f"a page is written without the code of a method, so {options} changes nothing. Leave "
+            "it out, or add --redraw."
         )
     if redraw:
         from dataclasses import replace
@@ -37,7 +47,7 @@ def report_(
         from erg.data.source import open_source
         from erg.train.fit import load, with_masks
 
-        fitted = load(run, method=method)
+        fitted = load(run, method=method, device=str(where(device)))
         if not fitted.run.data:
             raise ValueError(
                 "the run was made from data in memory, which are not there any more. Leave out "

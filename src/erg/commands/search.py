@@ -23,6 +23,7 @@ def search(
     by: Literal["hamming", "dot", "jaccard"] | None = None,
     out: Path | None = None,
     method: str | None = None,
+    device: str | None = None,
 ) -> int:
     """List the items among embeddings that are nearest to a picture.
 
@@ -39,10 +40,11 @@ def search(
         by: what is counted between codes; hamming if not given.
         out: a JSON file to write too.
         method: repeats a method given by path, which is code.
+        device: cpu, cuda or mps; what is there if not given.
     """
     import numpy as np
 
-    from erg.commands.options import without
+    from erg.commands.options import given, without
     from erg.commands.show import tell
     from erg.durable import check_place, write_atomically
     from erg.embeddings import Embeddings
@@ -53,8 +55,8 @@ def search(
         raise ValueError(
             f"one item at least is listed, by no fewer than 0 bits (got --k {k}, --bits {bits})."
         )
-    if model is None and method is not None:
-        without(["method"], "without --model no encoder is used")
+    if model is None:
+        without(given(method=method, device=device), "without --model no encoder is used")
     if out is not None:
         check_place(out)
     bank = Embeddings.load(embeddings)
@@ -65,7 +67,7 @@ def search(
         rows = np.array([_item(bank, query)])
         asked = bank[rows]
     else:
-        asked = _embedded(model, query, method)
+        asked = _embedded(model, query, method, device)
         if asked.vectors.shape[1] != bank.vectors.shape[1]:
             raise ValueError(
                 f"the queries have {asked.vectors.shape[1]} values and the embeddings "
@@ -150,10 +152,11 @@ def _name(items: Any, i: int) -> str:
     return items.paths[i] if items.paths is not None else f"id {items.ids[i]}"
 
 
-def _embedded(model: Path, query: str, method: str | None) -> Any:
+def _embedded(model: Path, query: str, method: str | None, device: str | None) -> Any:
     from erg.apply.embed import embed
-    from erg.commands.options import is_run
+    from erg.commands.options import is_run, where
     from erg.train.fit import load
 
-    chosen = load(model, method=method) if is_run(model, method) else model
-    return embed(chosen, query)
+    of_run, place = is_run(model, method), where(device)
+    chosen = load(model, method=method, device=str(place)) if of_run else model
+    return embed(chosen, query, device=place)

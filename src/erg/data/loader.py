@@ -37,7 +37,8 @@ class Loader:
             integers.
         rows: rows of the manifest to draw from.
         plan: views to make.
-        batch: images per step over all processes; a smaller set shrinks it.
+        batch: images per step over all processes; a smaller set shrinks it, to as many as can be
+            cut into the micro-batches.
         seed: of order and views.
         image_size: of the encoder [pixels].
         mean: per channel, subtracted from values in [0, 1].
@@ -72,7 +73,9 @@ class Loader:
         pin: bool = False,
     ) -> None:
         self.images, self.rows, self.plan = images, np.asarray(rows, dtype=np.int64), plan
-        self.batch, self.seed, self.accumulate = min(batch, len(rows)), seed, accumulate
+        # Of fewer rows than micro-batches the latter cannot be made, which is said below.
+        most = len(rows) // accumulate * accumulate or len(rows)
+        self.batch, self.seed, self.accumulate = min(batch, most), seed, accumulate
         self.image_size, self.mean, self.std = image_size, mean, std
         self.rank, self.world = rank, world
         self.output: Output = output

@@ -100,7 +100,8 @@ def clear(
     *,
     groups: Shaped[np.ndarray, " n"] | None = None,
 ) -> bool:
-    """Whether first is better beyond the luck of these items: `gap.low > 0`, and by `sign_test`.
+    """Whether first is better beyond the luck of these items: `gap.low > 0`, and by `sign_test`,
+    with more items (or groups) on its side.
 
     The bootstrap alone is too sure of few items: of four, all better, every resample is better,
     and yet a coin falls so four times in a row once in sixteen.
@@ -111,7 +112,8 @@ def clear(
         second: see `difference`.
         groups: see `bootstrap`.
     """
-    return gap.low > 0 and sign_test(first, second, groups=groups) < 0.05
+    better, worse = _signs(first, second, groups)
+    return gap.low > 0 and better > worse and sign_test(first, second, groups=groups) < 0.05
 
 
 def sign_test(
@@ -132,11 +134,16 @@ def sign_test(
     Raises:
         ValueError: the two have different numbers of items.
     """
+    better, worse = _signs(first, second, groups)
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def _signs(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> tuple[int, int]:
+    """How many items, or groups by their sums, are better and how many are worse."""
     paired = _paired(first, second)
     if groups is not None:
         paired = np.bincount(_codes(groups, len(paired)), paired)
-    better, worse = int((paired > 0).sum()), int((paired < 0).sum())
-    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+    return int((paired > 0).sum()), int((paired < 0).sum())
 
 
 def _paired(first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, " n"]:

@@ -67,7 +67,8 @@ def by_mahalanobis(normal: Float[np.ndarray, "n d"]) -> Energy:
     S is shrunk towards a multiple of the identity (Ledoit & Wolf 2004), since there are often
     fewer items than features.
     """
-    return LedoitWolf().fit(normal).mahalanobis
+    # In float32 its inverse leaves out directions of little variance, in which anomalies are.
+    return LedoitWolf().fit(normal.astype(np.float64)).mahalanobis
 
 
 def by_kmeans(normal: Float[np.ndarray, "n d"], *, k: int = 10, seed: int = 0) -> Energy:

@@ -7,9 +7,10 @@ from torch import Tensor
 from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
+from erg.parts.crops import byol_views
 from erg.parts.heads import mlp
 from erg.parts.von_mises_fisher import VonMisesFisher
-from erg.views.plan import LARGE, SIMCLR, SIMCLR_SMALL, Plan, two_views
+from erg.views.plan import Plan
 from erg.views.types import View, Views
 
 
@@ -24,7 +25,7 @@ class CSimCLR(Method):
 
     Departs from the paper: without the constant log(2b - 1); the mean over all 2b views, not the
     sum of the means of both sides; z's angle to mu is drawn through a table of its distribution,
-    not by rejection; views and their batch statistics as in SimCLR here.
+    not by rejection; batch statistics, and the views of small images, as in SimCLR here.
     Checked against: NT-Xent's golden number with z = mu, k_b 10 and c 0; a loop over all views;
     finite differences.
 
@@ -60,7 +61,7 @@ class CSimCLR(Method):
         self.explained = VonMisesFisher(dim, backward)
 
     def plan(self) -> Plan:
-        return two_views(SIMCLR if self.encoder.image_size >= LARGE else SIMCLR_SMALL)
+        return byol_views(self.encoder.image_size)
 
     def mean(self, view: View) -> Float[Tensor, "b d"]:
         """mu, the mean direction of z."""

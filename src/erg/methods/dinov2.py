@@ -39,9 +39,11 @@ class DINOv2(Method):
 
     Departs from the paper: fewer prototypes by default (65,536 there), their gain always fixed at
     1; shares of hidden patches are spread over the global batch of each view, not over both views
-    of a process; neighbours are those of the global batch; prototypes are frozen at first and not
-    learned at rate 0. Anchors see the student's own crops, where DINOv3 shows them twice as many
-    pixels with the colours as they are, and stay, where it renews them three times.
+    of a process, and met exactly (fewer at times there), by rectangles from a ninth of the grid's
+    smaller side squared on, as iBOT's (from 4 patches there); neighbours are those of the global
+    batch; prototypes are frozen at first and not learned at rate 0. Anchors see the student's own
+    crops, where DINOv3 shows them twice as many pixels with the colours as they are, and stay,
+    where it renews them three times.
     Checked against: golden numbers of KoLeo and of the Gram distance; without its parts it is iBOT;
     loops over patches.
 

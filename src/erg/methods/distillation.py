@@ -42,7 +42,7 @@ class Distillation(Method):
         if teacher:
             self.teacher = load_classifier(Path(teacher)).requires_grad_(False)
             classes, theirs = len(self.teacher.classes), self.teacher.encoder
-            if theirs.grid and theirs.image_size != encoder.image_size:
+            if theirs.one_size and theirs.image_size != encoder.image_size:
                 raise ValueError(
                     f"the teacher {theirs.name} takes images of {theirs.image_size} pixels only "
                     f"(the student's have {encoder.image_size}). Train the student at that size."

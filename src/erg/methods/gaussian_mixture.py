@@ -57,6 +57,8 @@ class GaussianMixture(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(encoder)
+        if k < 1:
+            raise ValueError(f"a mixture needs at least one Gaussian (got k = {k}).")
         self.covariance, self.floor, self.steps, self.seed = covariance, floor, steps, seed
         d = encoder.dim
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))

@@ -26,6 +26,8 @@ class IJEPA(Method):
     and the class token, where there is one, are the encoder's own, and since nothing is asked of
     that token a ViT is best built with global_pool = avg and fc_norm = False; the predictor is half
     as wide as the encoder, with 6 blocks and 8 heads (384 features, 12 and the encoder's there);
+    area and ratio of targets are drawn apart, the ratio log-uniformly (one number gives both
+    there); a context may fill the grid (there it lacks a row and a column at least);
     targets may lie in the last row and column (never in the authors' code); contexts are cut to one
     size at random and not at the bottom of the image, and to the size that is left where no two
     targets overlap and not to the batch's smallest.

@@ -13,6 +13,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Memory
 from erg.parts.heads import mlp
+from erg.parts.host import sent
 from erg.views.plan import SIMCLR_SMALL, Plan
 from erg.views.types import View, Views
 
@@ -28,7 +29,8 @@ class InstanceDiscrimination(Method):
     energy -T log sum_j exp(-F(j, y) / T).
 
     Departs from the paper: the full softmax by default, which costs little here; the random j are
-    drawn once per step for the whole batch, not for each image; no proximal regularisation.
+    drawn once per step for the whole batch, not for each image; no proximal regularisation;
+    views turn grey after the jitter, not before, and small images are mirrored too.
     Checked against: the golden number of NCE; loops over the memory.
 
     Args:
@@ -93,7 +95,8 @@ class InstanceDiscrimination(Method):
         """Against k random images: is it this image, or noise?"""
         rows, k = self.memory.rows, self.negatives
         generator = torch.Generator().manual_seed(step)  # the same on every process
-        noise = rows[torch.randint(len(rows), (k,), generator=generator).to(rows.device)]
+        drawn = torch.randint(len(rows), (k,), generator=generator)
+        noise = rows[sent(drawn, rows.device)]
         # -F / T - shift = log (h n / k), whose sigmoid is h / (h + k / n)
         shift = self.log_partition(own, z, noise) + math.log(k / len(rows))
 

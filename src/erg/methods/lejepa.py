@@ -11,6 +11,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.crops import by_size
 from erg.parts.heads import mlp
+from erg.parts.host import sent
 from erg.views.plan import BYOL_SECOND, LARGE, Plan
 from erg.views.types import View, Views
 
@@ -37,7 +38,8 @@ def epps_pulley(x: Float[Tensor, "b s"]) -> Float[Tensor, " s"]:
 def sigreg(z: Float[Tensor, "v b d"], directions: int, step: int) -> Tensor:
     """The mean statistic over views and random directions, the same on every process."""
     generator = torch.Generator().manual_seed(step)
-    along = energy.normalise(torch.randn(directions, z.shape[-1], generator=generator)).to(z)
+    along = energy.normalise(torch.randn(directions, z.shape[-1], generator=generator))
+    along = sent(along, z.device).to(z)
     return torch.stack([epps_pulley(each @ along.T).mean() for each in z]).mean()
 
 
@@ -50,7 +52,8 @@ class LeJEPA(Method):
     No teacher, no predictor, no stop-gradient.
 
     Departs from the paper: four views of one size, lambda, dim and directions by default as in the
-    authors' minimal example (1,024 directions elsewhere); with small crops of a plan of one's own
+    authors' minimal example (1,024 directions elsewhere), but colours as in their README (in the
+    example twice as strong), and no blur for small images; with small crops of a plan of one's own
     all views, not only the large ones, make the mean.
     Checked against: golden numbers of the statistic and its mean for normal draws; a loop over
     views and directions; finite differences; many processes as one.

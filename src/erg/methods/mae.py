@@ -49,13 +49,15 @@ class MAE(Method):
         super().__init__(encoder)
         grid = encoder.need_patches("MAE")
         rows, columns = grid
-        if encoder.image_size % rows or encoder.image_size % columns:
+        size = encoder.image_size
+        tall, wide = encoder.patch or (size // rows, size // columns)
+        if (rows * tall, columns * wide) != (size, size):
             raise ValueError(
-                f"{rows} x {columns} patches do not fill an image of "
-                f"{encoder.image_size} pixels. Use an image size that is a multiple of the patch."
+                f"{rows} x {columns} patches of {tall} x {wide} pixels do not fill an image of "
+                f"{size} pixels. Use an image size that is a multiple of the patch."
             )
         self.ratio, self.normalise, self.crop, self.grid = ratio, normalise, crop, grid
-        values = 3 * (encoder.image_size // rows) * (encoder.image_size // columns)
+        values = 3 * tall * wide
         width = width or max(4 * heads, encoder.dim // 2)
         self.decoder = TokenDecoder(
             encoder.dim, grid, values, width=width, depth=depth, heads=heads

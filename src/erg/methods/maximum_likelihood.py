@@ -10,6 +10,7 @@ from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
+from erg.parts.host import sent
 from erg.views.plan import Plan, whole
 from erg.views.types import View, Views
 
@@ -91,7 +92,8 @@ class MaximumLikelihood(Method):
         (y,) = views.need(1)
         shift = None
         if self.training:  # the same on every process
-            shift = torch.rand(2, generator=torch.Generator().manual_seed(views.step))
+            drawn = torch.rand(2, generator=torch.Generator().manual_seed(views.step))
+            shift = sent(drawn, self.low.device)
         return Loss(
             pull={"data": distributed.mean(self.energy(None, y))},
             push={"partition": self.log_partition(shift)},

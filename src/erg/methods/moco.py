@@ -11,6 +11,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Queue
 from erg.parts.heads import mlp
+from erg.parts.host import sent
 from erg.parts.teacher import Teacher
 from erg.schedule import Constant, Schedule
 from erg.views.plan import LARGE, MOCO2, SIMCLR_SMALL, Plan, two_views
@@ -109,12 +110,19 @@ class MoCo(Method):
     def by_group(
         self, embed: Callable[[Tensor], Tensor], data: Tensor, group: Int[Tensor, " b"]
     ) -> Float[Tensor, "b d"]:
-        """Embed each group by itself; rows stay in the order of the batch."""
+        """Embed each group by itself; rows stay in the order of the batch.
+
+        Args:
+            embed: data to embeddings.
+            data: of the batch.
+            group: of each row, in the memory of the host.
+        """
         if not self.training:
             return embed(data)
-        order = group.argsort(stable=True)
-        parts = data[order].split(group.bincount(minlength=self.groups).tolist())
-        return torch.cat([embed(part) for part in parts])[order.argsort()]
+        order = group.argsort(stable=True)  # on the host, which has to know the sizes too
+        there, back = sent(torch.stack([order, order.argsort()]), data.device)
+        parts = data[there].split(group.bincount(minlength=self.groups).tolist())
+        return torch.cat([embed(part) for part in parts])[back]
 
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.momentum(progress))

@@ -53,7 +53,7 @@ class MoCoV3(Method):
     ) -> None:
         super().__init__(encoder)
         self.temperature, self.momentum = temperature, momentum
-        vit = encoder.grid is not None
+        vit = encoder.patch is not None
         widths = [encoder.dim, *[hidden] * (2 if vit else 1), dim]
         self.projector = mlp(*widths, hidden_bias=False, last_bias=False)
         self.projector.append(BatchNorm(dim, affine=False))
@@ -68,7 +68,7 @@ class MoCoV3(Method):
         if self.encoder.image_size < LARGE:
             return two_views(SIMCLR_SMALL)
         # The authors' smallest crop is 0.08 of the area for ViTs and 0.2 for ResNets.
-        crop = (0.08 if self.encoder.grid is not None else 0.2, 1.0)
+        crop = (0.08 if self.encoder.patch is not None else 0.2, 1.0)
         return two_views(replace(BYOL_FIRST, crop=crop), replace(BYOL_SECOND, crop=crop))
 
     def query(self, view: View) -> Float[Tensor, "b d"]:

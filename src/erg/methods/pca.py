@@ -86,10 +86,16 @@ class PCA(Method):
             deviation = y.std(dim=0, correction=0)  # constant features stay as they are
             self.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
         y = (y - y.mean(dim=0)) / self.scale.cpu()
-        variances, directions = torch.linalg.eigh(y.T @ y / len(y))  # ascending
-        self.variances.copy_(variances.flip(0).clamp_min(0))
+        (n, d), k = y.shape, len(self.down)
+        if d > n >= k:  # the covariance would be the larger matrix, and maybe too large
+            _, s, right = torch.linalg.svd(y, full_matrices=False)  # descending
+            variances, top = y.new_zeros(d), right[:k].T  # [d], [d k]
+            variances[:n] = s.square() / n
+        else:
+            variances, directions = torch.linalg.eigh(y.T @ y / n)  # ascending
+            variances, top = variances.flip(0).clamp_min(0), directions.flip(1)[:, :k]
+        self.variances.copy_(variances)
         if self.by == "closed":
-            top = directions.flip(1)[:, : len(self.down)]  # [d k]
             largest = top.gather(0, top.abs().argmax(dim=0, keepdim=True))
             top = top * largest.sign()
             self.down.copy_(top.T)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from erg import distributed, energy, shaping
@@ -12,6 +12,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.bank import Memory
 from erg.parts.heads import mlp
+from erg.parts.host import sent
 from erg.views.plan import LARGE, SIMCLR_SMALL, Plan, Tiles
 from erg.views.types import View, Views
 
@@ -26,7 +27,8 @@ class PIRL(Method):
     m_i <- normalise((m_i + f(x)) / 2). g embeds each tile and mixes them in the order they are in.
 
     Departs from the paper: D is drawn once per step for the whole batch, not for each image; tiles
-    are cut from an image as large as the encoder's; both is tiles of the turned image; colours
+    are cut from an image as large as the encoder's, and share its flip and colours (drawn for each
+    there); both is tiles of the turned image; colours
     change by jitter and grey alone (the authors' code also posterises, sharpens, solarises or
     stretches the contrast). (That code has no softmax but divides by a constant that the first
     batch sets, as instance discrimination does.)
@@ -98,10 +100,11 @@ class PIRL(Method):
     def energy(self, x: View, y: View) -> Float[Tensor, " b"]:
         return energy.cosine(self.f(x), self.g(y))
 
-    def nce(self, z: Float[Tensor, "b d"], views: Views) -> tuple[Tensor, Tensor]:
-        """What draws z to what is remembered of its image, and what keeps it from the others."""
+    def nce(
+        self, z: Float[Tensor, "b d"], views: Views, others: Int[Tensor, " D"]
+    ) -> tuple[Tensor, Tensor]:
+        """What draws z to what is remembered of its image, and what keeps it from others."""
         own = -(self.memory.of(views.index).to(z) * z).sum(dim=1) / self.temperature  # F / T
-        others = self.others(views)
         remembered = self.memory.rows[others]
 
         def missed(z: Tensor, own: Tensor, index: Tensor) -> Float[Tensor, " some"]:
@@ -116,19 +119,19 @@ class PIRL(Method):
         away = shaping.in_blocks(missed, z, own, views.index, columns=len(others))
         return distributed.mean(own), distributed.mean(away)
 
-    def others(self, views: Views) -> Tensor:
+    def others(self, views: Views) -> Int[Tensor, " D"]:
         """Rows of D; the same on every process."""
         n, device = len(self.memory.rows), views.index.device
         if n <= self.negatives:
             return torch.arange(n, device=device)
         generator = torch.Generator().manual_seed(views.step)
-        return torch.randint(n, (self.negatives,), generator=generator).to(device)
+        return sent(torch.randint(n, (self.negatives,), generator=generator), device)
 
     def loss(self, views: Views, progress: float) -> Loss:
         x, y = views.need(2)
-        f = self.f(x)
-        to_f, from_f = self.nce(f, views)
-        to_g, from_g = self.nce(self.g(y), views)
+        f, others = self.f(x), self.others(views)
+        to_f, from_f = self.nce(f, views, others)
+        to_g, from_g = self.nce(self.g(y), views, others)
         if self.training:
             self.memory.update(views.index, f, self.momentum)
         w = self.weight

@@ -11,6 +11,7 @@ from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.crops import SMALL_LOCAL, by_size
 from erg.parts.heads import mlp
+from erg.parts.host import sent
 from erg.parts.teacher import Teacher
 from erg.schedule import Cosine, Schedule
 from erg.views.plan import BYOL_FIRST, BYOL_SECOND, DINO_LOCAL, LARGE, SIMCLR_SMALL, Plan
@@ -102,7 +103,7 @@ class RELICv2(Method):
         crops = [*main, *views.local]
         online = [distributed.gather(o) for o in self.embed(*crops).chunk(len(crops))]
         target = [distributed.gather(t) for t in self.teach(*main).chunk(len(main))]
-        among = self.candidates(len(target[0]), views.step).to(target[0].device)
+        among = sent(self.candidates(len(target[0]), views.step), target[0].device)
         alignment, divergence, repulsion = (target[0].new_zeros(()) for _ in range(3))
         for o in online:
             for t in target:

@@ -42,6 +42,7 @@ class ScoreMatching(Method):
 
     cell = Cell("latent-variable", "regularised", by="slopes matched at the data")
     encoder_evaluates = True
+    differentiates_twice = True
 
     def __init__(
         self,

@@ -47,7 +47,10 @@ class SimMIM(Method):
     ) -> None:
         super().__init__(encoder)
         size = encoder.image_size
-        patch = size // encoder.grid[0] if encoder.grid is not None else stride
+        if encoder.patch is not None:
+            patch = encoder.patch[0]
+        else:
+            patch = size // encoder.grid[0] if encoder.grid is not None else stride
         fitting = [s for s in range(patch, size // 7 + 1, patch) if size % s == 0]
         unit = unit or max(fitting, default=patch)
         for name, side in (("a token's patch", patch), ("unit", unit)):

@@ -10,6 +10,7 @@ from erg import distributed, energy
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.heads import mlp
+from erg.parts.host import sent
 from erg.views.plan import LARGE, SIMCLR, SIMCLR_SMALL, Plan
 from erg.views.types import View, Views
 
@@ -106,7 +107,7 @@ class WMSE(Method):
         generator = torch.Generator().manual_seed(views.step)  # the same on every process
         found: list[Tensor] = []
         for _ in range(self.repeats):
-            order = torch.randperm(len(z[0]), generator=generator).to(z[0].device)
+            order = sent(torch.randperm(len(z[0]), generator=generator), z[0].device)
             for group in order.tensor_split(len(order) // self.group):
                 v = [whiten(each[group]) for each in z]
                 found += [self.compare(*pair) * len(group) for pair in itertools.combinations(v, 2)]

@@ -1,5 +1,7 @@
 """Memories of embeddings, as persistent buffers: the last ones, or one of every image."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -25,21 +27,52 @@ class Queue(nn.Module):
         rows = normalise(torch.randn(size, dim)) if random else torch.zeros(size, dim)
         self.register_buffer("rows", rows)
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self._known: tuple[Tensor, int, int] | None = None
+        self._know(0)
 
     @property
     def full(self) -> bool:
-        """Whether every row has been written."""
-        return int(self.pushed) >= len(self.rows)
+        """Whether every row has been written.
+
+        A device is asked, and waited for, only where its number has come from elsewhere: a state
+        that was loaded, or put back.
+        """
+        number = self._number()
+        if number is None:
+            number = int(self.pushed)
+            self._know(number)
+        return number >= len(self.rows)
 
     @torch.no_grad()
     def push(self, z: Float[Tensor, "b d"]) -> None:
         """Write rows over the oldest ones; of more than `size` rows only the last are kept."""
-        size = len(self.rows)
+        size, number = len(self.rows), self._number()
         kept = z.detach()[-size:].to(self.rows)
         start = self.pushed + len(z) - len(kept)  # stays on the device: nothing waits for it
         place = (start + torch.arange(len(kept), device=kept.device)) % size
         self.rows[place] = kept
         self.pushed += len(z)
+        if number is not None:
+            self._know(number + len(z))
+
+    def _number(self) -> int | None:
+        """What `pushed` is, by our own count; None where somebody else has written to it since.
+
+        Whoever writes to a tensor raises its version, and who moves a module gives it another.
+        """
+        if self._known is None:
+            return None
+        counted, version, number = self._known
+        ours = counted is self.pushed and version == self.pushed._version
+        return number if ours else None
+
+    def _know(self, number: int) -> None:
+        versioned = not self.pushed.is_inference()  # tensors of inference mode have no version
+        self._known = (self.pushed, self.pushed._version, number) if versioned else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, whose tensors have versions of their own."""
+        return {**super().__getstate__(), "_known": None}
 
 
 class Memory(nn.Module):

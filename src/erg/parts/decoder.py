@@ -138,7 +138,11 @@ class ConvDecoder(nn.Module):
         widths = [min(256, width * 2**i) for i in range(doublings, -1, -1)]
         self.start = nn.Linear(dim, widths[0] * self.side**2)
         self.steps = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.ReLU(inplace=True))
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, padding=1),
+                nn.GroupNorm(math.gcd(8, b), b),
+                nn.ReLU(inplace=True),
+            )
             for a, b in itertools.pairwise(widths)
         )
         self.last = nn.Sequential(

@@ -24,6 +24,8 @@ class Encoder(nn.Module, ABC):
         dim: width of its output [features].
         grid: rows and columns of its patch tokens, 1 and n for sequences; None where it gives one
             vector per image.
+        patch: height and width of the patches that a ViT's tokens stand for [pixels]; None for
+            everything else.
         mean: per channel, subtracted from inputs in [0, 1].
         std: per channel, by which they are then divided.
         map_widths: channels of its feature maps, the finest first; empty where `maps` gives none.
@@ -38,6 +40,7 @@ class Encoder(nn.Module, ABC):
     image_size: int
     dim: int
     grid: tuple[int, int] | None = None
+    patch: tuple[int, int] | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     map_widths: tuple[int, ...] = ()
@@ -129,6 +132,14 @@ class Encoder(nn.Module, ABC):
             )
         for block in blocks:
             recompute(block)
+
+    def refuses(self, side: int) -> str:
+        """What speaks against images of a size, in words; nothing where it takes them.
+
+        Args:
+            side: of the images [pixels].
+        """
+        return ""
 
     def need_patches(self, who: str) -> tuple[int, int]:
         """Rows and columns of the patches, for a method that cannot do without.

@@ -1,10 +1,18 @@
 """No network: pixels, averaged down or not, and vectors as they are."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from erg.energy import normalise
 from erg.parts.encoder import Encoder
+
+
+def averaged(data: Float[Tensor, "b c h w"], side: int) -> Float[Tensor, "b c s s"]:
+    """Averaged down to side x side places, which overlap where they do not divide the data."""
+    if data.device.type == "mps" and any(length % side for length in data.shape[2:]):
+        # Only where they do it is there; the CPU has the rest.
+        return averaged(data.cpu(), side).to(data.device)
+    return nn.functional.adaptive_avg_pool2d(data, side)
 
 
 class Pixels(Encoder):
@@ -26,12 +34,12 @@ class Pixels(Encoder):
         self.dim = 3 * self.side**2
 
     def forward(self, data: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        x = nn.functional.adaptive_avg_pool2d(data, self.side).flatten(1)
+        x = averaged(data, self.side).flatten(1)
         return normalise(x - x.mean(dim=1, keepdim=True)) if self.contrast else x
 
 
 class Identity(Encoder):
-    """Vectors as they are.
+    """Vectors as they are; whole numbers as floats.
 
     Args:
         image_size: number of features.
@@ -45,5 +53,5 @@ class Identity(Encoder):
         self.image_size, self.arguments = image_size, {}
         self.dim = image_size
 
-    def forward(self, data: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        return data
+    def forward(self, data: Shaped[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return data if data.is_floating_point() else data.float()

@@ -179,6 +179,10 @@ def default(
         )
         if lr is None and kind.trains_encoder:
             why.append(reason)
+    if method == "KMeans" and "k" not in (method_args or {}) and seen.images < 136:
+        k = max(1, int(0.95 * seen.images) // 2)  # some are held out
+        method_args = {**(method_args or {}), "k": k}
+        why.append(f"{k} prototypes: for {seen.images} items.")
     run = Run(
         method=method, method_args=method_args or {}, encoder=encoder,
         encoder_args=encoder_args or {}, image_size=image_size, init=init, data=data, label=label,
@@ -221,19 +225,21 @@ def _encoder(
         form |= WITHOUT_A_CLASS.get(method, {})
         if init is not None:
             form.pop("class_token", None)  # which weights to start from have
-        if seen.accelerator:
-            return "vit_small_patch16_224", form, f"encoder vit_small_patch16_224: {why}"
         small = seen.side < 64
         patch = (8 if small else 16) if method in OF_PATCHES else (4 if small else 12)
+        if seen.accelerator:
+            form = {"patch_size": patch, **form} if small else form
+            return "vit_small_patch16_224", form, f"encoder vit_small_patch16_224: {why}"
         args = {"patch_size": patch, "depth": 6, **form}
         return "vit_tiny_patch16_224", args, f"encoder vit_tiny, 6 blocks: {why}"
     if init is not None:
         return "resnet18", {}, "encoder resnet18: its public weights are the starting point."
-    if seen.accelerator and seen.side >= 64:
+    if seen.accelerator and seen.side >= 64 and method != "UNetAutoencoder":
         return "resnet50", {}, "encoder resnet50: there is a GPU."
     if seen.side >= 64:
         args = {"width": 32, "stages": 5}
-        return "conv", args, "encoder conv, 5 stages: small enough for a CPU."
+        why = "it shows its stages" if seen.accelerator else "small enough for a CPU"
+        return "conv", args, f"encoder conv, 5 stages: {why}."
     args = {"width": 64, "stages": 4}
     return "conv", args, "encoder conv, 4 stages: fast on small images, see benchmarks."
 

@@ -13,6 +13,8 @@ of them and stand here once; what one row has beside them stands in its `departs
   groups of 8; SEER: of 64);
 - what the docstring of a method departs in holds here too;
 - ResNets start with every block at nothing, which BYOL's did not;
+- encoders are looked at on the largest centred square, resized bilinearly, where authors mostly
+  keep the middle 224 of 256 pixels, bicubic;
 - the encoder that is kept is the student's, also where authors look at their teacher's (DINO and
   what came of it, I-JEPA).
 
@@ -191,9 +193,13 @@ def instance_softmax(backbone: str) -> Run:
 
 
 def npid_plus(backbone: str) -> Run:
+    view = replace(
+        SIMCLR, jitter=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4, grey=0.0,
+        blur=0.0,
+    )  # fmt: skip
     return _run(
         "InstanceDiscrimination", backbone, _sgd(0.12, end=1e-3), epochs=800, batch=1024,
-        negatives=32_000,
+        negatives=32_000, plan=Plan(main=(view,), pairs="alone"),
     )  # fmt: skip
 
 
@@ -479,7 +485,8 @@ ROWS = (
     Row("SimCLRv2", "R152x3-SK", simclr_v2, 79.8),
     Row("C-SimCLR", "R50", csimclr, 71.7),
     Row("C-SimCLR", "R50x2", csimclr, 75.0),
-    Row("MoCo v1", "R50", moco_v1, 60.6),
+    Row("MoCo v1", "R50", moco_v1, 60.6,
+        departs="views turn grey after the jitter, not before"),
     Row("MoCo v2", "R50", moco_v2, 71.1),
     Row("MoCo v3", "R50", moco_v3, 74.6),
     Row("MoCo v3", "ViT-S/16, 12 heads", moco_v3, 73.2),

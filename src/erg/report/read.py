@@ -203,7 +203,9 @@ def _scores_1(data: dict[str, Any], path: Path) -> Scores:
     more.update({k: data[k] for k in ("rankme", "alignment", "uniformity") if k in data})
     verdict = data.get("verdict") or {}
     gaps = {
-        str(name): Difference(_interval(gap), bool(gap["clear"]))
+        str(name): Difference(
+            _interval(gap), bool(gap["clear"]), bool(gap.get("behind", _interval(gap).high < 0))
+        )
         for name, gap in _object(verdict.get("gaps") or {}).items()
     }
     return Scores(

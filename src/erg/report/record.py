@@ -18,10 +18,12 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far the encoder is ahead of a baseline over the same items, and whether clearly."""
+    """How far the encoder is ahead of a baseline over the same items, and whether it is clearly
+    ahead or behind."""
 
     interval: Interval
     clear: bool
+    behind: bool
 
 
 class Curve(NamedTuple):

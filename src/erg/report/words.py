@@ -29,7 +29,7 @@ HEALTH = {
     "std": ("Spread", "About 1 when directions are spread evenly, 0 when all images embed alike."),
     "rank": ("Effective rank", "How many directions the embeddings really use."),
     "auroc": ("Energy AUROC", "Chance that a matched pair has the lower energy: 0.5 is guessing."),
-    "knn": ("kNN accuracy", "20 nearest neighbours among the held-out images."),
+    "knn": ("kNN accuracy", "At most 20 nearest neighbours among the held-out images."),
 }
 PAIRINGS = {
     "views": "Matched: two views of one image. Mismatched: views of two images.",
@@ -190,7 +190,7 @@ def _gaps(scores: Scores, kind: str) -> tuple[Gap, ...]:
             behind = mine.high < other.low
             if name in scores.gaps and kind == scores.primary:
                 ahead = scores.gaps[name].clear
-                behind = scores.gaps[name].interval.high < 0
+                behind = scores.gaps[name].behind
             how = "ahead" if ahead else "behind" if behind else "unsure"
             gaps.append(Gap(f"{points:+.1f}".replace("-", "−"), against, told, how))
     return tuple(gaps)

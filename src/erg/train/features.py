@@ -1,7 +1,9 @@
 """Vectors of many images, in evaluation mode, nothing about the model changed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -12,8 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from erg.data.loader import Images, Loader
 from erg.data.source import DataError
 from erg.encoders import Encoder
-from erg.views.plan import whole
+from erg.views.plan import WHOLE, Plan, whole
 from erg.views.types import Views
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's numbers are; the CPU where it has none. Not all methods have parameters:
+    what a Gaussian mixture learns of pixels are buffers."""
+    held = chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in held), torch.device("cpu"))
 
 
 @contextmanager
@@ -55,6 +64,74 @@ def check_takes(
         )
 
 
+def check_plan(
+    plan: Plan,
+    own: Plan,
+    encoder: Encoder,
+    holds: Literal["images", "vectors", "tokens"],
+    method: str,
+) -> None:
+    """Refuse views that the energy, the data or the encoder cannot take, before any is made.
+
+    Args:
+        plan: that is to be carried out.
+        own: the method's.
+        encoder: that is to see the views.
+        holds: what the data are.
+        method: name of the method.
+
+    Raises:
+        ValueError: x and y are not what the energy is of, there is no pair of them, the data have
+            nothing to turn, cut, hide or crop, or views are of sizes that the encoder refuses.
+    """
+    views = (*plan.main, *plan.local)
+    if plan.pairs != own.pairs:
+        raise ValueError(
+            f"the pairs of the plan are {plan.pairs!r}, and the energy of {method} is of "
+            f"{own.pairs!r}. Give the plan pairs = {own.pairs!r}."
+        )
+    if plan.pairs == "views" and len(plan.main) < 2:
+        raise ValueError(
+            f"{method} compares two main views of an image, and its plan has {len(plan.main)}. Ask "
+            "for two or more."
+        )
+    cuts = any(view.tiles is not None or view.mask is not None for view in views)
+    if holds == "vectors" and (cuts or plan.pairs in ("turn", "order", "tasks")):
+        raise ValueError(
+            f"the plan of {method} turns, cuts or hides parts of images, and the data are vectors. "
+            "Use a method that takes them whole, for example VICReg."
+        )
+    if holds == "tokens" and any(replace(view, mask=None) != WHOLE for view in views):
+        raise ValueError(
+            f"the plan of {method} crops or colours, which tokens cannot be. Use a method of "
+            "tokens: BERT."
+        )
+    if holds != "images":
+        return
+    seen = {encoder.image_size}
+    for view in views:
+        side = view.pixels(encoder.image_size)
+        seen.add(side if view.tiles is None else view.tiles.pixels(side)[1])
+    for side in sorted(seen):
+        refused = encoder.refuses(side)
+        if refused:
+            raise ValueError(
+                f"{method} shows {encoder.name} images of {side} pixels, and {refused}"
+            )
+
+
+def at_once(most: int, image_size: int, mean: tuple[float, ...]) -> int:
+    """How many items to make views of at once, so that large images do not fill the memory.
+
+    Args:
+        most: images of up to 224 pixels; of larger ones as many as have no more pixels together,
+            but at least 4.
+        image_size: side of the encoder's input [pixels].
+        mean: of its images; empty for vectors and tokens, which are always `most`.
+    """
+    return min(most, max(4, most * 224**2 // image_size**2)) if mean else most
+
+
 FEW_TOKENS = 160
 """Up to so many tokens plain attention is the faster one to train with in bfloat16 on a CPU: the
 fused one's forward and backward pass takes 3 to 4 times as long at 10 to 37 tokens, 1.3 times at
@@ -93,11 +170,13 @@ def whole_images(
     std: tuple[float, ...],
     batch: int = 256,
     threads: int = 0,
-) -> Iterator[Views]:
-    """Every row exactly once, in order, as evaluation sees it."""
+    pin: bool = False,
+) -> Generator[Views, None, None]:
+    """Every row exactly once, in order, as evaluation sees it; arguments as of `Loader`."""
+    batch = at_once(batch, image_size, mean)
     loader = Loader(
         images, rows, whole(), batch=batch, seed=0, image_size=image_size, mean=mean, std=std,
-        threads=threads,
+        threads=threads, pin=pin,
     )  # fmt: skip
     try:
         for start in range(0, len(rows), batch):
@@ -126,10 +205,12 @@ def features(
         progress: called with the number of images done.
     """
     found: list[np.ndarray] = []
+    pinned = device.type == "cuda"
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     with evaluating(module), computing_in(device, autocast):
         for batch in views:
-            view = batch.main[0].to(device=device, dtype=dtype)  # tokens stay whole numbers
+            # Tokens stay whole numbers. Only what is pinned is copied without being waited for.
+            view = batch.main[0].to(device=device, dtype=dtype, non_blocking=pinned)
             found.append(embed(view.data).float().cpu().numpy())
             if progress is not None:
                 progress(len(found[-1]))

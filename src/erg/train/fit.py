@@ -23,7 +23,7 @@ from erg.data.stream import Stream
 from erg.encoders import Encoder, load_encoder, save_encoder
 from erg.method import Method
 from erg.train.checkpoint import load_checkpoint
-from erg.train.features import features, whole_images
+from erg.train.features import at_once, device_of, features, whole_images
 from erg.train.folder import RunFolder
 from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
 from erg.train.launch import in_group, leads, relaunch, restarted
@@ -65,7 +65,7 @@ class Fitted:
                     f"embed takes uint8 images [h w 3] (got {array.dtype} {list(array.shape)}). "
                     "Convert them, or give PIL images."
                 )
-        device = next((p.device for p in self.method.parameters()), torch.device("cpu"))
+        device = device_of(self.method)
         encoder = self.method.encoder
         views = whole_images(
             InMemory(arrays), np.arange(len(arrays)), image_size=encoder.image_size,
@@ -127,7 +127,7 @@ def open_data(
         )  # fmt: skip
     chosen, held = hold_out(manifest, share=0.05, at_most=hold)
     labels = manifest.labels[0] if label is not None else None
-    return Data(images, chosen, held, labels), manifest
+    return Data(images, chosen, held, labels, manifest.hashes[held]), manifest
 
 
 def _short_side(image_size: int) -> int:
@@ -269,7 +269,7 @@ def fit(
             )  # fmt: skip
             tell(manifest.summary())
             tell(_kept(opened.images))
-            run = _with_size(run, len(manifest))
+            run = with_size(run, len(manifest))
             loop = Loop(
                 run, opened, device=torch.device(device) if device else None,
                 like=_begun_with(run, folder) if resume else None,
@@ -365,7 +365,7 @@ def _takes_masks(plan: Plan) -> bool:
 
 def check_masks_serve(run: Run, rows: int) -> None:
     """Refuse masks for a plan without them, before anything is decoded."""
-    plan = run.plan or replace(_with_size(run, rows), init=None).build().plan()
+    plan = run.plan or replace(with_size(run, rows), init=None).build().plan()
     if not _takes_masks(plan):
         raise ValueError(
             f"no view of {run.method} is made with masks, so they would change nothing. Leave "
@@ -373,7 +373,7 @@ def check_masks_serve(run: Run, rows: int) -> None:
         )
 
 
-def _with_size(run: Run, rows: int) -> Run:
+def with_size(run: Run, rows: int) -> Run:
     """Methods that remember every image are told how many there are."""
     if "size" in catalog.arguments(catalog.find(run.method)) and "size" not in run.method_args:
         return replace(run, method_args={**run.method_args, "size": rows})
@@ -408,7 +408,8 @@ def _record_start(loop: Loop, folder: RunFolder) -> None:
         return
     pictures = folder.path / "pictures"
     pictures.mkdir(exist_ok=True)
-    views = loop.loader.make(loop.data.held[:512], epoch=HELD_EPOCH)
+    few = at_once(512, loop.loader.image_size, loop.loader.mean)
+    views = loop.loader.make(loop.data.held[:few], epoch=HELD_EPOCH)
     (pictures / "energies.json").unlink(missing_ok=True)
     record_energies(pictures / "energies.json", loop.method, views, "before")
 

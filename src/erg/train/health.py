@@ -18,7 +18,14 @@ from erg.evaluate.auroc import auroc, auroc_score
 from erg.evaluate.knn import leave_one_out
 from erg.evaluate.rank import effective_rank, spread
 from erg.method import Method
-from erg.train.features import computing_in, evaluating, features, whole_images
+from erg.train.features import (
+    at_once,
+    computing_in,
+    device_of,
+    evaluating,
+    features,
+    whole_images,
+)
 from erg.views.types import Views
 
 HELD_EPOCH = 1 << 40
@@ -40,6 +47,8 @@ class Watched:
         autocast: half-precision type training computes in.
         steps: of the whole run.
         before: what was seen before the first step, if that was in an earlier sitting.
+        contents: of each held-out row, where some may be the same: copies do not vote for each
+            other.
     """
 
     loader: Loader
@@ -49,6 +58,7 @@ class Watched:
     autocast: torch.dtype | None
     steps: int
     before: dict[str, Any] | None = None
+    contents: np.ndarray | None = None
 
 
 @runtime_checkable
@@ -73,7 +83,7 @@ class Health:
 
     Args:
         looks: how often during a run, evenly spaced; at the start and the end as well.
-        pairs: held-out images whose energies are compared.
+        pairs: held-out images whose energies are compared; fewer where they are large.
         neighbours: k of the nearest-neighbour accuracy.
     """
 
@@ -106,9 +116,11 @@ class Health:
         if w.labels is not None:
             labels = w.labels[w.held]
             known = labels >= 0
-            k = min(self.neighbours, int(known.sum()) - 1)
+            groups = np.arange(len(w.held)) if w.contents is None else w.contents
+            groups = np.unique(groups[known], return_inverse=True)[1]
+            k = min(self.neighbours, len(groups) - int(np.bincount(groups, minlength=1).max()))
             if k >= 1:
-                right = leave_one_out(vectors[known], labels[known], k=k)
+                right = leave_one_out(vectors[known], labels[known], k=k, groups=groups)
                 seen["knn"] = round(float(np.mean(right)), 4)
         if step == 0:
             self.first = seen
@@ -126,7 +138,9 @@ class Health:
 
     def held_views(self) -> Views:
         """Views of held-out images as training would draw them, the same at every look."""
-        return self.watched.loader.make(self.watched.held[: self.pairs], epoch=HELD_EPOCH)
+        loader = self.watched.loader
+        few = at_once(self.pairs, loader.image_size, loader.mean)
+        return loader.make(self.watched.held[:few], epoch=HELD_EPOCH)
 
 
 def energies(
@@ -156,7 +170,7 @@ def record_energies(file: Path, method: Method, views: Views, when: str) -> None
     known: dict[str, Any] = {"format": 1}
     if file.exists():
         known = read_json(file)
-    device = next((p.device for p in method.parameters()), torch.device("cpu"))
+    device = device_of(method)
     matched, mismatched = energies(method, views, device, None)
     known["pairing"] = views.pairing
     known[when] = {

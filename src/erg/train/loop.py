@@ -19,6 +19,7 @@ from erg.encoders import Encoder
 from erg.method import Loss, Method
 from erg.train.checkpoint import Diverged
 from erg.train.features import (
+    check_plan,
     check_takes,
     computing_in,
     features,
@@ -44,12 +45,14 @@ class Data:
         train: rows to train on.
         held: rows held out for watching.
         labels: class number per row, -1 for none; for watching only.
+        contents: of each row held out, where some may be the same; for watching only.
     """
 
     images: Images | np.ndarray
     train: np.ndarray
     held: np.ndarray
     labels: np.ndarray | None = None
+    contents: np.ndarray | None = None
 
 
 class Loop:
@@ -79,11 +82,20 @@ class Loop:
         # Float32 is float32, in convolutions too; bfloat16 is there for speed.
         torch.backends.cudnn.allow_tf32 = False
         self.method = run.build(self.device, like=like)
+        encoder, own = self.method.encoder, self.method.plan()
         if not isinstance(data.images, np.ndarray):
-            check_takes(self.method.encoder, "images")
+            holds = "images"
+            check_takes(encoder, holds)
         else:
             holds = "tokens" if data.images.dtype.kind == "i" else "vectors"
-            check_takes(self.method.encoder, holds, data.images.shape[1])
+            check_takes(encoder, holds, data.images.shape[1])
+        plan = run.plan or own
+        check_plan(plan, own, encoder, holds, run.method)
+        if run.compile and self.method.differentiates_twice:
+            raise ValueError(
+                f"{run.method} differentiates its encoder twice, which code that torch.compile "
+                "makes cannot be. Leave compile out."
+            )
         self.wrapped: Any = None
         self.sharded = run.strategy == "fsdp" and distributed.active()
         if self.sharded:
@@ -91,12 +103,11 @@ class Loop:
             self.wrapped = self.fabric.setup_module(self.method)  # before the optimiser sees it
         self.optimiser = build_optimiser(run.optimiser, self.method)
         self.autocast = run.autocast(self.device)
-        encoder = self.method.encoder
         if not isinstance(data.images, np.ndarray):
             compile_in_turn(self.device)
         self.loader = Loader(
-            data.images, data.train, run.plan or self.method.plan(), batch=run.batch,
-            seed=run.seed, image_size=run.image_size, mean=encoder.mean, std=encoder.std,
+            data.images, data.train, plan, batch=run.batch, seed=run.seed,
+            image_size=run.image_size, mean=encoder.mean, std=encoder.std,
             rank=distributed.rank(), world=distributed.world(), accumulate=run.accumulate,
             threads=self.threads,
             # A quarter of the bytes cross to an accelerator, which normalises them there.

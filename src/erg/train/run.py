@@ -58,6 +58,7 @@ class Optimiser:
             raise ValueError(f"lr should be greater than 0 (got {self.lr}).")
         if not self.clip >= 0:  # a negative one would turn the gradient round
             raise ValueError(f"clip should be at least 0 (got {self.clip}).")
+        self.learning_rate(0.0)  # refuses a warm-up that is not within the run
 
     def learning_rate(self, progress: float) -> float:
         """At a fraction of training done."""
@@ -155,10 +156,17 @@ class Run:
                 of those of `init`, which need not be there any more: its weights come later.
 
         Raises:
-            ValueError: unknown names or arguments, each with what to do.
+            ValueError: unknown names or arguments, or numbers that the device does not have, each
+                with what to do.
         """
+        if self.precision == "64" and torch.device(device).type == "mps":
+            raise ValueError(
+                f"{device} has no numbers of 64 bits, in which this run is computed. Choose the "
+                "device cpu (--device cpu), or another precision."
+            )
         kind = catalog.find(self.method)
         catalog.check_arguments(kind, self.method_args)
+        _check_values(kind, self.method_args)
         torch.manual_seed(int(bits(self.seed, Purpose.WEIGHTS)) >> 1)
         if like is None:
             given, init = self.encoder_args, self.init
@@ -311,6 +319,33 @@ def _made(kind: type[Any], given: dict[str, Any], place: str = "") -> Any:
                 f"{reprlib.repr(value)})"
             )
     return kind(**given)
+
+
+def _check_values(method: type[Method], given: dict[str, Any]) -> None:
+    """Whether arguments of a method are of the types that its signature names, and numbers.
+
+    Raises:
+        ValueError: one is not, or is below 0, where none of our methods has a use for it.
+    """
+    try:
+        types_of = get_type_hints(method.__init__)
+    except Exception:  # a method of others may name what cannot be found
+        return
+    ours = method.__module__.startswith("erg.methods.")
+    for name, found in given.items():
+        kind = types_of.get(name, Any)
+        value = tuple(found) if isinstance(found, list) else found
+        of = get_origin(kind) or kind
+        plain = of in (Literal, tuple, Union, types.UnionType, bool, int, float, str)
+        if (plain or (isinstance(of, type) and issubclass(of, Schedule))) and not _is(value, kind):
+            raise ValueError(
+                f"{method.__name__}'s {name} should be {_in_words(kind)} (got "
+                f"{reprlib.repr(found)})."
+            )
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{method.__name__}'s {name} should be a number (got nan).")
+        if ours and name != "seed" and isinstance(value, int | float) and value < 0:
+            raise ValueError(f"{method.__name__}'s {name} should be at least 0 (got {value}).")
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -297,7 +297,7 @@ def _lost(images: Images | np.ndarray) -> dict[str, tuple[dict[int, DataError], 
 def _watched(run: Run, loop: Loop, before: dict[str, Any] | None = None) -> Watched:
     return Watched(
         loop.loader, loop.data.held, loop.data.labels, loop.device, loop.autocast, run.steps,
-        before=before,
+        before=before, contents=loop.data.contents,
     )  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def _check_masks(masks: Pixels, pixels: Pixels, index: np.ndarray) -> None:
 
 def _word(number: int) -> np.uint64:
     """A word of the hash, modulo 2^64 as in `random.bits`."""
-    return np.uint64(number & 0xFFFFFFFFFFFFFFFF)
+    return np.uint64(int(number) & 0xFFFFFFFFFFFFFFFF)
 
 
 def _readable(pixels: Pixels) -> tuple[np.ndarray, Int64[np.ndarray, " b"]]:

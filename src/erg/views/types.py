@@ -186,6 +186,9 @@ class View:
         An image in uint8 is moved as it is and normalised there, in float32 if no dtype is given.
         """
         moved = _map_tensors(self, lambda t: _move(t, *args, **kwargs))
+        if self.made is not None and moved.made is not None and moved.made.box.itemsize < 4:
+            box = self.made.box.to(moved.made.box.device)  # positions are too large for a half
+            moved = replace(moved, made=replace(moved.made, box=box))
         if not moved.raw:
             return moved
         given = (a for a in (*args, kwargs.get("dtype")) if isinstance(a, torch.dtype))
