@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from erg.apply.embed import embed
+from erg.commands.options import beside
 from erg.commands.project import (
     COLOURS,
     OTHERS,
@@ -18,7 +19,6 @@ from erg.commands.project import (
     coloured,
     drawn,
     main,
-    numbers_beside,
 )
 from erg.encoders import build_encoder, save_encoder
 
@@ -72,7 +72,7 @@ def test_every_colour_of_a_map_is_in_its_legend() -> None:
 
 
 def test_numbers_are_not_written_over_the_picture(tmp_path: Path) -> None:
-    assert numbers_beside(Path("maps.png")) == Path("maps.json")
+    assert beside(Path("maps.png"), ".json", "the numbers are") == Path("maps.json")
     for name in ("maps.json", "maps.JSON"):
         with pytest.raises(ValueError, match="another ending"):
             main([str(tmp_path / "vectors.parquet"), "--out", str(tmp_path / name)])

@@ -74,17 +74,11 @@ def _apply(sound: Path, model: Path, out: Path, device: str) -> int:
     from erg.apply.denoise import draw_spectrograms
     from erg.apply.denoiser import Denoiser
     from erg.apply.restorer import load_restorer, put
+    from erg.commands.options import beside
     from erg.commands.show import tell
     from erg.data.audio import read_wav, resample, write_wav
-    from erg.durable import check_place
 
-    check_place(out)
-    picture = out.with_suffix(".png")
-    if out.suffix.lower() == picture.suffix:
-        raise ValueError(
-            f"the spectrogram is written to {picture}, so it cannot be the sound too. Give --out "
-            "another ending."
-        )
+    picture = beside(out, ".png", "the spectrogram is")
     network = put(load_restorer(Denoiser, model), device)
     noisy, rate = read_wav(sound)
     if rate != network.rate:

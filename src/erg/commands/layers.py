@@ -65,8 +65,7 @@ def layers_(
 
     from erg.apply.embed import known_already, open_for
     from erg.apply.layers import layers
-    from erg.commands.options import where
-    from erg.commands.project import numbers_beside
+    from erg.commands.options import beside, where
     from erg.commands.show import compiling, tell
     from erg.data.splits import split
     from erg.durable import write_atomically
@@ -77,7 +76,7 @@ def layers_(
     place = where(device)
     fitted = load(run, method=method, device=str(place))
     path = out or run / "layers.svg"
-    numbers = numbers_beside(path)
+    numbers = beside(path, ".json", "the numbers are")
     chosen = data if data is not None else fitted.run.data
     if not chosen:
         raise ValueError("the run was made from data in memory. Name the data to probe on.")

@@ -1,4 +1,4 @@
-"""Arguments of methods and encoders, as --method.NAME VALUE, and options that mean nothing."""
+"""What commands share of their options: those of methods and encoders, checks, places, devices."""
 
 import inspect
 import json
@@ -127,6 +127,29 @@ def is_run(model: Path, method: str | None) -> bool:
     if not found and method is not None:
         without(["method"], f"{model} is no run folder, whose method it would repeat")
     return found
+
+
+def beside(out: Path, ending: str, what: str) -> Path:
+    """Where something that belongs to a file is written, once both can be.
+
+    Args:
+        out: the file, as --out says.
+        ending: of the other one, as in .json.
+        what: it holds, as in "the numbers are".
+
+    Raises:
+        ValueError: it would be the file itself, or the file can have no place there.
+    """
+    from erg.durable import check_place
+
+    check_place(out)
+    other = out.with_suffix(ending)
+    if out.suffix.lower() == ending:
+        raise ValueError(
+            f"{what} written to {other}, so that cannot be the file of --out too. Give it another "
+            "ending."
+        )
+    return other
 
 
 def check_seed(seed: int | None) -> None:

@@ -54,7 +54,7 @@ def project_(
     import numpy as np
     from rich.table import Table
 
-    from erg.commands.options import check_seed
+    from erg.commands.options import beside, check_seed
     from erg.commands.show import console, tell
     from erg.durable import write_atomically
     from erg.embeddings import Embeddings, unit
@@ -62,7 +62,7 @@ def project_(
     from erg.explore.project import LARGEST_TSNE, projections
 
     check_seed(seed)
-    numbers = numbers_beside(out)
+    numbers = beside(out, ".json", "the numbers are")
     found = Embeddings.load(embeddings)
     most = min(items, LARGEST_TSNE, len(found))
     found = found[np.linspace(0, len(found) - 1, most).astype(int)]
@@ -93,24 +93,6 @@ def project_(
     write_atomically(numbers, json.dumps(about, indent=1).encode())
     tell(f"The maps are in {out}.")
     return 0
-
-
-def numbers_beside(picture: Path) -> Path:
-    """Where the numbers that belong to a picture are written, once both can be.
-
-    Raises:
-        ValueError: in the picture's own place, or the picture can have no place there.
-    """
-    from erg.durable import check_place
-
-    check_place(picture)
-    numbers = picture.with_suffix(".json")
-    if picture.suffix.lower() == numbers.suffix:
-        raise ValueError(
-            f"the numbers beside the picture are written to {numbers}, so it cannot be the picture "
-            "too. Give --out another ending."
-        )
-    return numbers
 
 
 def by_autoencoder(vectors: "np.ndarray", *, steps: int, seed: int) -> "np.ndarray":

@@ -28,10 +28,9 @@ class PIRL(Method):
 
     Departs from the paper: D is drawn once per step for the whole batch, not for each image; tiles
     are cut from an image as large as the encoder's, and share its flip and colours (drawn for each
-    there); both is tiles of the turned image; colours
-    change by jitter and grey alone (the authors' code also posterises, sharpens, solarises or
-    stretches the contrast). (That code has no softmax but divides by a constant that the first
-    batch sets, as instance discrimination does.)
+    there); both is tiles of the turned image; colours change by jitter and grey alone (the authors'
+    code also posterises, sharpens, solarises or stretches the contrast). (That code has no softmax
+    but divides by a constant that the first batch sets, as instance discrimination does.)
     Checked against: loops over images, tiles and others; the paper's text for the two terms, w, T,
     the momentum, what is remembered and the heads.
 
