@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from erg import backbones
 from erg.durable import open_regular, read_json, write_atomically
 from erg.parts.conv import SmallConv
+from erg.parts.convolution import with_right_gradients
 from erg.parts.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from erg.parts.norm import across_processes, batch_norms_before_mlps
 from erg.parts.resnet import WideResNet, small_stem
@@ -217,7 +218,7 @@ def build_encoder(
         ValueError: unknown name, arguments or weights.
     """
     if name not in OURS:
-        return TimmEncoder(name, image_size, init, **arguments)
+        return with_right_gradients(TimmEncoder(name, image_size, init, **arguments))
     if init is not None and Path(init).is_dir():
         theirs, given = encoder_in(Path(init))
         if theirs != name:
@@ -229,7 +230,7 @@ def build_encoder(
         raise ValueError(f"encoder {name}: {error}. See erg.encoders for its arguments.") from None
     if init is not None:
         _start_from(encoder, Path(init), name)
-    return encoder
+    return with_right_gradients(encoder)
 
 
 def _start_from(encoder: Encoder, folder: Path, what: str) -> None:
