@@ -109,6 +109,39 @@ def test_resuming_reuses_the_file(source: Counting, tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
+def test_others_open_what_the_first_process_has_left(source: Counting, tmp_path: Path) -> None:
+    file, told = tmp_path / "pixels", []
+
+    def look(looking: Any) -> Any:
+        told.append(looking())
+        return told[-1]
+
+    def wait(_: Any) -> Any:
+        return told[-1]
+
+    manifest, first = open_images(source, short_side=9, file=file, share=look)
+    source.reads = [0] * 14
+    other, second = open_images(source, short_side=9, file=file, share=wait)
+    assert source.reads == [0] * 14
+    assert other is manifest
+    assert isinstance(first, Cache)
+    assert isinstance(second, Cache)
+    for images in (first, second):
+        assert isinstance(images.flat.base, np.memmap)
+        assert images.flat.base.filename == file
+        check(source, images, manifest, 9)
+    listed = open_source(source.files[:5])  # while files came or went
+    with pytest.raises(DataError, match="5 listed files, but the manifest has 14 rows"):
+        open_images(listed, short_side=9, file=file, share=wait)
+
+    # It is the first one that decides, since the free disk is another a moment later.
+    open_images(source, short_side=9, file=file, budget=100, share=look)[1].close()
+    _, streamed = open_images(source, short_side=9, file=file, budget=1 << 40, share=wait)
+    assert isinstance(streamed, Stream)
+    check(source, streamed, manifest, 9)
+    streamed.close()
+
+
 def _flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -353,8 +386,6 @@ def test_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_budget(tmp_path / "not" / "there" / "yet") > 0
     monkeypatch.setattr(module, "free_memory", lambda: 12)
     assert default_budget(None) == 4
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # as torchrun says it
-    assert default_budget(None) == 1
 
 
 def test_estimate_is_close(source: Counting) -> None:

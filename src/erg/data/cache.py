@@ -8,7 +8,6 @@ file is noticed and made again.
 import glob
 import json
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -31,6 +30,9 @@ FORMAT = 1
 """Of the sidecar; a reader exists for each."""
 
 Progress = Callable[[int, int], None]
+
+Share = Callable[[Callable[[], tuple[Manifest, bool]]], tuple[Manifest, bool]]
+"""Calls a function in one of several processes, and returns in all of them what it returned."""
 
 _SAMPLE = 64  # items whose headers are read to estimate the size of all
 
@@ -79,6 +81,7 @@ def open_images(
     max_lost: float = 0.0,
     threads: int | None = None,
     manifest: Manifest | None = None,
+    share: Share | None = None,
     progress: Progress | None = None,
 ) -> tuple[Manifest, Cache | Stream]:
     """Look at every item, decode each once, and keep the pixels where they fit the budget.
@@ -93,6 +96,8 @@ def open_images(
         max_lost: largest share of items that may vanish or change later (see `Stream`).
         threads: that read and decode; None: as many as there are cores, at most 8.
         manifest: of the source, from an earlier run: a cache file made of it is used as it is.
+        share: among the processes that share the file: one of them looks, and the others open what
+            it has left.
         progress: called with the number of items done and of all items.
 
     Raises:
@@ -101,32 +106,44 @@ def open_images(
     """
     if source.kind != "image":
         raise DataError(f"{source.describe()} are no images. Use the vectors of the source.")
-    budget = default_budget(file) if budget is None else budget
+    cache: Cache | None = None
 
-    def stream(manifest: Manifest) -> Stream:
-        return Stream(
-            source, manifest, short_side=short_side, threads=threads, max_lost=max_lost
+    def look() -> tuple[Manifest, bool]:
+        """The manifest, and whether the pixels are kept."""
+        nonlocal cache
+        allowed = default_budget(file) if budget is None else budget
+        if manifest is not None:
+            _check_length(source, manifest)
+            if _total(manifest, short_side) > allowed:
+                return manifest, False
+            cache = build_cache(
+                source, manifest, short_side=short_side, file=file, threads=threads,
+                progress=progress,
+            )  # fmt: skip
+            return manifest, True
+        fits = _estimate(source, short_side) <= allowed
+        with _Writer(file, allowed if fits else 0) as writer:
+            made = build_manifest(
+                source,
+                max_skipped=max_skipped,
+                threads=threads,
+                short_side=short_side,
+                sink=writer.append,
+                progress=progress,
+            )
+            cache = writer.finish(made, short_side)
+        return made, cache is not None
+
+    found, kept = look() if share is None else share(look)
+    _check_length(source, found)  # who has not looked may have listed other items
+    if not kept:
+        return found, Stream(
+            source, found, short_side=short_side, threads=threads, max_lost=max_lost
         )  # fmt: skip
-
-    if manifest is not None:
-        _check_length(source, manifest)
-        if _total(manifest, short_side) > budget:
-            return manifest, stream(manifest)
-        return manifest, build_cache(
-            source, manifest, short_side=short_side, file=file, threads=threads, progress=progress
-        )
-    fits = _estimate(source, short_side) <= budget
-    with _Writer(file, budget if fits else 0) as writer:
-        manifest = build_manifest(
-            source,
-            max_skipped=max_skipped,
-            threads=threads,
-            short_side=short_side,
-            sink=writer.append,
-            progress=progress,
-        )
-        cache = writer.finish(manifest, short_side)
-    return manifest, stream(manifest) if cache is None else cache
+    if cache is None:
+        assert file is not None  # memory is not shared
+        cache = _in_file(file, found, short_side)
+    return found, cache
 
 
 def open_vectors(
@@ -292,7 +309,7 @@ class _Writer:
         about = _about(manifest, short_side, self.bytes) | {"crc32": self.checksum}
         with whole_file(_sidecar(self.file)) as stream:
             stream.write(json.dumps(about).encode())
-        return Cache(_mapped(self.file), np.array(self.sizes))
+        return _in_file(self.file, manifest, short_side)
 
 
 def _sidecar(file: Path) -> Path:
@@ -310,8 +327,10 @@ def _about(manifest: Manifest, short_side: int | None, size: int) -> dict[str, o
     }
 
 
-def _mapped(file: Path) -> np.ndarray:
-    return np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+def _in_file(file: Path, manifest: Manifest, short_side: int | None) -> Cache:
+    """The cache in a file, of which no more than its length is checked."""
+    flat = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+    return Cache(flat, _sizes(manifest, short_side))
 
 
 def _reuse(file: Path, manifest: Manifest, short_side: int | None) -> Cache | None:
@@ -322,13 +341,13 @@ def _reuse(file: Path, manifest: Manifest, short_side: int | None) -> Cache | No
         checksum = about.pop("crc32")
         if about != expected or file.stat().st_size != expected["bytes"]:
             return None
-        flat = _mapped(file)
+        found = _in_file(file, manifest, short_side)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    found = 0
-    for start in range(0, len(flat), 1 << 24):
-        found = zlib.crc32(flat[start : start + (1 << 24)].data, found)
-    return Cache(flat, _sizes(manifest, short_side)) if found == checksum else None
+    read = 0
+    for start in range(0, len(found.flat), 1 << 24):
+        read = zlib.crc32(found.flat[start : start + (1 << 24)].data, read)
+    return found if read == checksum else None
 
 
 # Budget --------------------------------------------------------------------------------------
@@ -368,12 +387,9 @@ def _stored_size(item: Item) -> tuple[int, int]:
 
 
 def default_budget(file: Path | None) -> int:
-    """A third of what is free [bytes]: of the disk the file will lie on, or of the memory.
-
-    Memory is shared among the processes of a machine, each of which keeps the images.
-    """
+    """A third of what is free [bytes]: of the disk the file will lie on, or of the memory."""
     if file is None:
-        return free_memory() // 3 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return free_memory() // 3
     folder = file.absolute().parent
     while not folder.exists():
         folder = folder.parent

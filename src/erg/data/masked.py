@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erg.data.cache import Cache, Progress, open_images
+from erg.data.cache import Cache, Progress, Share, open_images
 from erg.data.files import Files, walk
 from erg.data.manifest import Manifest
 from erg.data.source import DataError, Item, Source, is_image_name, printable, suggestion
@@ -165,6 +165,7 @@ def open_masks(
     file: Path | None = None,
     budget: int | None = None,
     found: Manifest | None = None,
+    share: Share | None = None,
     progress: Progress | None = None,
 ) -> Masked:
     """Put masks beside images. They are looked at, kept and known again as images are; those that
@@ -178,6 +179,7 @@ def open_masks(
         file: as in `open_images`, another one.
         budget: as in `open_images`.
         found: the manifest of the masks, from an earlier run.
+        share: as in `open_images`.
         progress: as in `open_images`.
 
     Raises:
@@ -185,6 +187,6 @@ def open_masks(
     """
     found, opened = open_images(
         masks, short_side=short_side, file=file, budget=budget, max_skipped=1.0, max_lost=1.0,
-        manifest=found, progress=progress,
+        manifest=found, share=share, progress=progress,
     )  # fmt: skip
     return Masked(images, opened, manifest, found)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from erg import catalog, distributed
-from erg.data.cache import Cache, open_images, open_vectors
+from erg.data.cache import Cache, Share, open_images, open_vectors
 from erg.data.loader import Images
 from erg.data.manifest import Manifest
 from erg.data.masked import Masked, masks_of, open_masks
@@ -29,7 +29,13 @@ from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
 from erg.train.launch import in_group, leads, relaunch, restarted
 from erg.train.loop import Data, Loop
 from erg.train.preempt import INTERRUPTED, STOPPED, Leave, Stopped
-from erg.train.processes import fabric_for, leave_group, several_processes
+from erg.train.processes import (
+    fabric_for,
+    leave_group,
+    machine,
+    once_a_machine,
+    several_processes,
+)
 from erg.train.run import Run, environment
 from erg.train.shortcut import Shortcut
 from erg.train.training import Progress, measured, train
@@ -102,11 +108,12 @@ def open_data(
     """Look at every item once, decode what fits, and hold some out of training.
 
     Images, and their masks if there are any, are kept at twice the encoder's size (shorter side),
-    enough for crops of a quarter of the area at full sharpness.
+    enough for crops of a quarter of the area at full sharpness. Of several processes, whose group
+    has to be there, the first of each machine decodes them, and all read its file.
     """
     frozen = Manifest.load(folder.manifest) if resume and folder.manifest.exists() else None
-    # Several processes would write one file: each keeps its own pixels in memory instead.
-    file = None if several_processes() else folder.cache
+    number, _ = machine()
+    file = folder.cache(number)
     manifest, images = open_items(
         source,
         short_side=_short_side(image_size),
@@ -115,15 +122,16 @@ def open_data(
         budget=budget,
         max_skipped=max_skipped,
         manifest=frozen,
+        share=once_a_machine,
         progress=progress,
     )
     if masks is not None:
         assert isinstance(images, Cache | Stream)  # others have no masks
         images = open_masks(
             images, manifest, masks, short_side=_short_side(image_size),
-            file=file.with_name(f"{file.name}.masks") if file is not None else None, budget=budget,
+            file=file.with_name(f"{file.name}.masks"), budget=budget,
             found=Manifest.load(_masks_file(folder)) if frozen is not None else None,
-            progress=progress,
+            share=once_a_machine, progress=progress,
         )  # fmt: skip
     chosen, held = hold_out(manifest, share=0.05, at_most=hold)
     labels = manifest.labels[0] if label is not None else None
@@ -167,6 +175,7 @@ def open_items(
     max_skipped: float = 0.2,
     max_lost: float = 0.0,
     manifest: Manifest | None = None,
+    share: Share | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Manifest, Images | np.ndarray]:
     """The manifest of a source, and its images (for sources of vectors or tokens, these [n d])."""
@@ -180,6 +189,7 @@ def open_items(
         max_skipped=max_skipped,
         max_lost=max_lost,
         manifest=manifest,
+        share=share,
         progress=progress,
     )
 
@@ -219,14 +229,15 @@ def fit(
         started: `time.monotonic()` from which `minutes` count; by default the call.
         max_skipped: largest share of items that may be unreadable before the run stops, or vanish
             or change while it reads them again.
-        cache_gb: largest size of all decoded images [GB] that each process keeps; larger sets are
-            decoded whenever they are used. By default a third of the free disk or, where there are
-            several processes, of the free memory for all of them together.
+        cache_gb: largest size of all decoded images [GB], kept in one file for all processes of a
+            machine; larger sets are decoded whenever they are used. By default a third of the free
+            disk.
 
     Raises:
         ValueError: the run, its data or the folder are not usable; the text says what to do.
         Stopped: a signal asked for it; resumable.
         Diverged: the loss is not finite.
+        Lost: another process has died or does not answer.
     """
     if devices > 1 and not in_group():
         options = {
@@ -241,8 +252,9 @@ def fit(
         return _in_processes(run, Path(out) if out else next_folder(run), devices, resume, options)
     started = time.monotonic() if started is None else started
     tell = tell or (lambda _: None)
-    folder = RunFolder(Path(out) if out is not None else _free_folder(run, device))
-    lead = leads()  # the process group starts with the loop
+    where = torch.device(device) if device else None
+    folder = RunFolder(Path(out) if out is not None else _free_folder(run, where))
+    lead = leads()  # the process group starts later
     # torchrun starts the same command again after a process has died. A run that never came to its
     # first step is begun.
     resume = (resume or restarted()) and folder.run_file.exists()
@@ -262,19 +274,21 @@ def fit(
             masks = None if run.mask is None else masks_of(source, run.mask)
             if masks is not None:
                 check_masks_serve(run, len(source))
-            opened, manifest = open_data(
-                source, folder, image_size=run.image_size, label=run.label, masks=masks,
-                hold=run.hold_out, max_skipped=max_skipped, resume=resume, progress=prepared,
-                budget=None if cache_gb is None else int(cache_gb * 1e9),
-            )  # fmt: skip
-            tell(manifest.summary())
-            tell(_kept(opened.images))
-            run = with_size(run, len(manifest))
-            loop = Loop(
-                run, opened, device=torch.device(device) if device else None,
-                like=_begun_with(run, folder) if resume else None,
-            )  # fmt: skip
-            _check_same(manifest)
+            if several_processes():
+                fabric_for(where)  # they join: the first of a machine decodes for all
+            with distributed.counting_on_others():
+                opened, manifest = open_data(
+                    source, folder, image_size=run.image_size, label=run.label, masks=masks,
+                    hold=run.hold_out, max_skipped=max_skipped, resume=resume, progress=prepared,
+                    budget=None if cache_gb is None else int(cache_gb * 1e9),
+                )  # fmt: skip
+                tell(manifest.summary())
+                tell(_kept(opened.images))
+                run = with_size(run, len(manifest))
+                loop = Loop(
+                    run, opened, device=where, like=_begun_with(run, folder) if resume else None
+                )
+                _check_same(manifest)
             if isinstance(opened.images, Masked):
                 tell(opened.images.summary())
             elif _takes_masks(loop.loader.plan):
@@ -301,16 +315,17 @@ def fit(
                 )
                 if lead:
                     save_encoder(method.encoder, folder.encoder)
-                    folder.drop_cache()
+                if distributed.rank() == machine()[1][0]:
+                    folder.drop_cache()  # a machine may have a folder of its own
                 return Fitted(run, folder.path, method.eval())
             finally:
                 loop.close()
-                leave_group()
         finally:
+            leave_group()
             folder.unlock()
 
 
-def _free_folder(run: Run, device: str | None) -> Path:
+def _free_folder(run: Run, device: torch.device | None) -> Path:
     """`next_folder`, the same for all processes.
 
     Raises:
@@ -323,7 +338,7 @@ def _free_folder(run: Run, device: str | None) -> Path:
             "processes that are started again have to know the folder of their run. Name it with "
             "--out."
         )
-    fabric_for(torch.device(device) if device else None, run.strategy)
+    fabric_for(device)
     chosen = [str(next_folder(run))]
     torch.distributed.broadcast_object_list(chosen)
     return Path(chosen[0])
@@ -355,7 +370,9 @@ def _kept(images: Images | np.ndarray) -> str:
             "(--cache-gb)."
         )
     flat = read.flat if isinstance(read, Cache) else np.asarray(read)
-    where = "on disk" if isinstance(flat.base, np.memmap) else "in memory"
+    where = "in memory"
+    if isinstance(flat.base, np.memmap):
+        where = "on disk, for all processes of a machine" if distributed.active() else "on disk"
     return f"Decoded once: {flat.nbytes / 1e6:,.1f} MB {where}."
 
 

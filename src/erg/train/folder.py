@@ -46,7 +46,6 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.encoder_start = path / "encoder_start"
         self.encoder = path / "encoder"
-        self.cache = path / "cache.u8"
         self._events = path / "events.jsonl"
         self._timing = path / "timing.jsonl"
         self._lock: BinaryIO | None = None
@@ -119,9 +118,14 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
+    def cache(self, machine: int = 0) -> Path:
+        """Where a machine, counted from 0, keeps its decoded images: each has a file of its own,
+        in a folder that they may share."""
+        return self.path / f"cache{machine or ''}.u8"
+
     def drop_cache(self) -> None:
-        """Remove the decoded images; they can be made again."""
-        for file in self.path.glob(f"{self.cache.name}*"):
+        """Remove the decoded images of all machines; they can be made again."""
+        for file in self.path.glob("cache*.u8*"):
             file.unlink(missing_ok=True)
 
     def write_run(self, data: dict[str, Any]) -> None:

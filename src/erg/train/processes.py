@@ -2,7 +2,9 @@
 
 import gc
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -10,12 +12,17 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
 from erg import distributed
+from erg.data.source import DataError
 from erg.train.run import Strategy
 from erg.train.sharding import shard
 from erg.views.kernels import compile_kernels
 
+T = TypeVar("T")
+
 PATIENCE = "ERG_TIMEOUT"
 """Environment variable: how long processes wait for each other [seconds]."""
+PATIENT = timedelta(days=1000)
+"""How long they wait for the one that decodes, which may take hours: as long as it lives."""
 
 
 def leave_group() -> None:
@@ -24,6 +31,42 @@ def leave_group() -> None:
         # What holds the group in a circle would abort the process when that ends.
         gc.collect()
         torch.distributed.destroy_process_group()
+
+
+def machine() -> tuple[int, range]:
+    """The number of this machine, and the ranks of all processes on it."""
+    each = distributed.world() // int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    number = distributed.rank() // each
+    return number, range(number * each, (number + 1) * each)
+
+
+def once_a_machine(look: Callable[[], T]) -> T:
+    """What a function returns in the first process of this machine, for all that are on it.
+
+    The others wait meanwhile, and do not call it.
+
+    Raises:
+        DataError: the first process has met with it, and so all do; in the same way OSError.
+    """
+    if not distributed.active():
+        return look()
+    _, ranks = machine()
+    # A process that dies ends the wait at once all the same, since its connections are closed.
+    group = torch.distributed.new_group(
+        list(ranks), timeout=PATIENT, backend="gloo", use_local_synchronization=True
+    )
+    assert not isinstance(group, int)  # which would say that this process is not in it
+    found: list[Any] = [None]
+    if distributed.rank() == ranks[0]:
+        try:
+            found = [look()]
+        except (DataError, OSError) as error:
+            found = [error]
+    torch.distributed.broadcast_object_list(found, ranks[0], group)
+    del group  # what is raised here would hold it, see `leave_group`
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def several_processes() -> bool:
