@@ -283,11 +283,21 @@ def test_log_partition_in_blocks_is_the_plain_one(
     assert torch.autograd.gradcheck(shaping.log_partition, (x, y, excluded))
 
 
-def test_log_partition_of_a_bank_gives_the_bank_no_gradient() -> None:
-    x, bank = drawn(4, 3, 0).requires_grad_(), drawn(9, 3, 1)
-    shaping.log_partition(x, bank).sum().backward()
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_a_bank_has_no_gradient_and_may_be_written_to_before_the_backward_pass(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shaping, "BLOCK", block)
+    x, bank, weight = drawn(4, 3, 0).requires_grad_(), drawn(9, 3, 1), drawn(1, 4, 2)[0]
+    excluded = torch.tensor([[i, i + 4] for i in range(4)])
+    scores = (x @ bank.T).scatter(1, excluded, float("-inf"))
+    (wanted,) = torch.autograd.grad((scores.logsumexp(dim=1) * weight).sum(), x)
+    found = shaping.log_partition(x, bank, excluded)
+    bank.zero_()
+    (found * weight).sum().backward()
     assert x.grad is not None
     assert bank.grad is None
+    torch.testing.assert_close(x.grad, wanted, rtol=1e-12, atol=1e-14)
 
 
 def test_log_partition_stays_in_float32_under_autocast() -> None:

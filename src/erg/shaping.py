@@ -107,17 +107,29 @@ def log_partition(
 
 
 class _LogPartition(torch.autograd.Function):
-    """`log_partition` in blocks of rows. The backward pass makes the scores of a block again, so
-    memory grows with b + m, not with b m."""
+    """`log_partition` in blocks of rows, so that memory grows with b + m, not with b m.
+
+    Where keys have a gradient too, the backward pass makes the scores of a block again. Where they
+    have none, as those of a memory, the gradient of a row is the mean of y under its softmax, which
+    is made with the scores at hand: keys may be written to before the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, excluded: Tensor | None) -> Tensor:
         found = x.new_empty(len(x))
+        needed, of_both, _ = ctx.needs_input_grad
+        slope = torch.empty_like(x) if needed and not of_both else None
         for rows in _blocks(len(x), len(y)):
             scores = _scores(x, y, excluded, rows)
             high = scores.amax(dim=1)
-            found[rows] = scores.sub_(high[:, None]).exp_().sum(dim=1).log_().add_(high)
-        ctx.save_for_backward(x, y, excluded, found)
+            total = scores.sub_(high[:, None]).exp_().sum(dim=1)
+            if slope is not None:
+                slope[rows] = scores @ y / total[:, None]
+            found[rows] = total.log_().add_(high)
+        if slope is None:
+            ctx.save_for_backward(x, y, excluded, found)
+        else:
+            ctx.save_for_backward(slope)
         return found
 
     @staticmethod
@@ -125,6 +137,9 @@ class _LogPartition(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            (slope,) = ctx.saved_tensors
+            return slope * grads[0][:, None], None, None
         x, y, excluded, found = ctx.saved_tensors
         to_x, to_y = (
             torch.zeros_like(t) if needed else None

@@ -86,8 +86,7 @@ class MoCo(Method):
         q = self.by_group(self.query, x.data, in_order)
         k = self.by_group(self.key, y.data, shuffled)
         fits = energy.cosine(q, k) / self.temperature
-        remembered = self.queue.rows.clone()  # the push comes before the backward pass
-        others = shaping.log_partition(q / self.temperature, remembered)
+        others = shaping.log_partition(q / self.temperature, self.queue.rows)
         if self.training:
             self.queue.push(distributed.gather(k))
         return Loss(

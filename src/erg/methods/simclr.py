@@ -74,21 +74,15 @@ class SimCLR(Method):
 
     def loss(self, views: Views, progress: float) -> Loss:
         x, y = (distributed.gather(self.project(view)) for view in views.need(2))  # [global d]
-        remembered = self.remembered(views.main[1])
-        return Loss(
+        remembered = None if self.queue is None else self.queue.rows
+        found = Loss(
             pull={"alignment": shaping.alignment(x, y, self.temperature)},
             push={"repulsion": shaping.repulsion(x, y, self.temperature, remembered)},
         )
-
-    def remembered(self, view: View) -> Float[Tensor, "m d"] | None:
-        """The memory before this step, which then takes in what the teacher makes of a view."""
-        if self.teacher is None or self.queue is None:
-            return None
-        rows = self.queue.rows.clone()  # the push comes before the backward pass
-        if self.training:
-            z = energy.normalise(self.teacher(view.data))
+        if self.training and self.teacher is not None and self.queue is not None:
+            z = energy.normalise(self.teacher(views.main[1].data))
             self.queue.push(distributed.gather(z))
-        return rows
+        return found
 
     def after_step(self, progress: float) -> None:
         if self.teacher is not None:

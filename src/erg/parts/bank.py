@@ -106,14 +106,11 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def update(self, index: Int[Tensor, " b"], z: Float[Tensor, "b d"], momentum: float) -> None:
-        """m_i <- normalise(momentum m_i + (1 - momentum) z_i) for the images of all ranks.
-
-        The rows are a new tensor afterwards: a backward pass to come may still need the old one.
-        """
+        """m_i <- normalise(momentum m_i + (1 - momentum) z_i) for the images of all ranks."""
         z = distributed.gather(z.detach()).to(self.rows)
         index = _everyones(index)
         moved = normalise(momentum * self.rows[index] + (1 - momentum) * z)
-        self.rows = self.rows.index_copy(0, index, moved)
+        self.rows.index_copy_(0, index, moved)
 
 
 def _everyones(index: Int[Tensor, " b"]) -> Int[Tensor, " global"]:

@@ -1,11 +1,15 @@
 """Optimisers, with parameter groups by rule: 1-D parameters are neither decayed nor adapted, but by
 LARC, which knows no exceptions."""
 
+# What does many tensors at once, as torch's own optimisers do it, has no public name yet.
+# pyright: reportPrivateImportUsage=false
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Optimizer
@@ -36,21 +40,35 @@ class LayerWise(Optimizer, ABC):
         super().__init__(params, {**defaults, "adapt": True})
 
     @abstractmethod
-    def update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """u, of a parameter p and its gradient g."""
+    def updates(self, p: list[Tensor], g: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """u of all parameters p of a group, whose gradients are g."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                update = self.update(p, p.grad, group)
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                v = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-                p.sub_(group["lr"] * v)
+            p = [each for each in group["params"] if each.grad is not None]
+            if not p:
+                continue
+            v = [self._momentum(each) for each in p]
+            torch._foreach_mul_(v, group["momentum"])
+            torch._foreach_add_(v, self.updates(p, [each.grad for each in p], group))
+            torch._foreach_add_(p, v, alpha=-group["lr"])
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state["momentum_buffer"]
+
+
+def _norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
+    """Of whole tensors, also where processes hold shares of them."""
+    found = torch.stack(torch._foreach_norm(tensors))
+    return found.full_tensor() if isinstance(found, DTensor) else found
+
+
+def _scaled(by: Float[Tensor, " n"], tensors: list[Tensor]) -> list[Tensor]:
+    return [each * tensor for each, tensor in zip(by, tensors, strict=True)]
 
 
 class LARS(LayerWise):
@@ -60,13 +78,13 @@ class LARS(LayerWise):
     `adapt` False are plain SGD with momentum (u = g).
     """
 
-    def update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def updates(self, p: list[Tensor], g: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         if not group["adapt"]:
-            return gradient
-        update = gradient + group["weight_decay"] * p
-        norm, size = update.norm(), p.norm()
+            return g
+        decayed = list(torch._foreach_add(g, p, alpha=group["weight_decay"]))
+        norm, size = _norms(decayed), _norms(p)
         trust = torch.where((norm > 0) & (size > 0), group["eta"] * size / norm, 1.0)
-        return trust * update
+        return _scaled(trust, decayed)
 
 
 class LARC(LayerWise):
@@ -77,11 +95,13 @@ class LARC(LayerWise):
     does. No parameter is left out: biases and gains are decayed and adapted too.
     """
 
-    def update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        decay = group["weight_decay"]
-        norm, size = gradient.norm(), p.norm()
+    def updates(self, p: list[Tensor], g: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        decay, norm, size = group["weight_decay"], _norms(g), _norms(p)
+        adapted = (norm > 0) & (size > 0)
         trust = group["eta"] * size / (norm + decay * size + 1e-8)
-        return torch.where((norm > 0) & (size > 0), trust * (gradient + decay * p), gradient)
+        shrunk = _scaled(torch.where(adapted, decay, 0.0), p)  # wd p, of those that are adapted
+        decayed = list(torch._foreach_add(g, shrunk))
+        return _scaled(torch.where(adapted, trust, 1.0), decayed)
 
 
 def groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
