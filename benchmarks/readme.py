@@ -19,7 +19,8 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 
 ORDER = (
     "views", "training_step", "time_to_accuracy", "small_images", "ntxent", "embedding",
-    "beside_lightly", "methods", "layers", "anomalies", "binary_codes",
+    "beside_lightly", "methods", "autoencoders", "layers", "anomalies", "binary_codes",
+    "audio_denoising", "figures",
 )  # fmt: skip
 
 

@@ -81,9 +81,9 @@ def trial() -> Task:
     return Task(images[:200], shapes[:200], images[200:], shapes[200:], epochs=1, batch=64)
 
 
-def scores(model: erg.Fitted | Path, task: Task) -> dict[str, float]:
-    """Accuracies of 20 nearest neighbours and of a linear probe [%]."""
-    bank, asked = (erg.embed(model, images).vectors for images in (task.train, task.test))
+def scores(encoder: Path, task: Task) -> dict[str, float]:
+    """Accuracies of 20 nearest neighbours and of a linear probe [%], by the encoder of a folder."""
+    bank, asked = (erg.embed(encoder, images).vectors for images in (task.train, task.test))
     right = {
         "knn20": knn_accuracy(bank, task.train_labels, asked, task.test_labels, k=20),
         "linear": linear_accuracy(bank, task.train_labels, asked, task.test_labels),
@@ -99,7 +99,9 @@ def measure(view: erg.Augmentation, task: Task, seed: int) -> dict[str, Any]:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         fitted = erg.fit(run, data=task.train, out=Path(folder) / "run", observers=())
-        before, after = scores(fitted.folder / "encoder_start", task), scores(fitted, task)
+        before, after = (
+            scores(fitted.folder / name, task) for name in ("encoder_start", "encoder")
+        )
     return {"before": before, "after": after, "steps": run.steps, "environment": environment()}
 
 

@@ -13,10 +13,11 @@ on. Here 10,000 images of CIFAR-10 are made less tidy, one thing at a time:
 - cluttered, large crops: the same scenes with crops of the usual share of the area;
 - digits: other images altogether (MNIST).
 
-SimCLR, which compares two crops, stands beside Rotation, which asks how one is turned. All train
-for as many steps; all are tested on the 10,000 test images of CIFAR-10 by a linear probe and by 20
-nearest neighbours among the 10,000 tidy images. It takes less than half an hour on two cores. A row
-that is in the file is not measured again, so the script can be stopped at any time.
+SimCLR, which compares two crops, stands beside Rotation, which asks how one is turned. Each trains
+for as many steps on every set; all are tested on the 10,000 test images of CIFAR-10 by a linear
+probe and by 20 nearest neighbours among the 10,000 tidy images. It takes less than half an hour on
+two cores. A row that is in the file is not measured again, so the script can be stopped at any
+time.
 
 DATA is the folder with cifar10_train.parquet, cifar10_test.parquet and mnist_train10k.parquet.
 Without it the script shows how it goes, on a few images of the embedded world for a few steps, and
@@ -137,9 +138,10 @@ def with_crops(run: erg.Run, share: float) -> erg.Run:
     return replace(run, plan=replace(plan, main=tuple(smaller(view) for view in plan.main)))
 
 
-def scores(model: erg.Fitted | Path, images: Images) -> dict[str, float]:
-    """Accuracies of 20 nearest neighbours and of a linear probe on tidy images [%]."""
-    bank, asked = (erg.embed(model, each).vectors for each in (images.tidy, images.test))
+def scores(encoder: Path, images: Images) -> dict[str, float]:
+    """Accuracies of 20 nearest neighbours and of a linear probe on tidy images [%], by the encoder
+    of a folder."""
+    bank, asked = (erg.embed(encoder, each).vectors for each in (images.tidy, images.test))
     labels = images.labels[: images.count]
     right = {
         "knn20": knn_accuracy(bank, labels, asked, images.test_labels, k=20),
@@ -159,7 +161,9 @@ def measure(method: str, name: str, images: Images, seed: int) -> dict[str, Any]
         fitted = erg.fit(
             with_crops(run, share), data=make(images, seed), out=Path(folder) / "run", observers=()
         )
-        before, after = scores(fitted.folder / "encoder_start", images), scores(fitted, images)
+        before, after = (
+            scores(fitted.folder / name, images) for name in ("encoder_start", "encoder")
+        )
     return {"before": before, "after": after, "steps": run.steps, "environment": environment()}
 
 

@@ -1,19 +1,22 @@
 """What does not belong? One-class detection on six classes of Caltech-101, and on magnetic tiles.
 
-    python benchmarks/anomalies/run.py DATA [--seeds 0 1 2 3 4] [--minutes 3] [--threads 1]
+    python benchmarks/anomalies/run.py DATA [--seeds 5 6 7 8 9] [--minutes 3] [--threads 1]
+    python benchmarks/anomalies/run.py DATA --seeds 0 1 2 3 4 --results FILE
 
 Caltech-101: each of the six largest classes in turn is normal. An energy is fitted on 70 % of its
 images and asked about the others and as many images of other classes, at most one of each (no
 background images). What is chosen here is chosen for all classes; no label of an anomaly is used.
 What is claimed is claimed of one energy, CLAIMED: at most 0.8 of the error of PCA. It stands beside
-PCA of the pixels, and beside PCA of the pixels without contrast that it sees itself.
+PCA of the pixels, and beside PCA of the pixels without contrast that it sees itself. It was chosen
+on the draws of seeds 0 to 4, so it is judged on others. Of KMeans there is a further energy: its
+own times that of PCA of the pixels.
 
 Tiles: an energy is fitted on 752 tiles without a defect and asked about 200 without and 392 with
 one; windows of 16 pixels of the shorter side's 64 give a map, which is compared with the masks.
 
 KMeans and PCA see pixels without contrast and are fitted on the normal images of each class, as the
 autoencoder is trained on them; SimCLR learns for some minutes from 3,000 images of Imagenette, once
-for all classes. What is in results.json is not measured again.
+for all classes. What is in results.json is not measured again. All takes 50 minutes on one core.
 """
 
 import argparse
@@ -45,8 +48,14 @@ CONV = {"encoder": "conv", "encoder_args": {"width": 32, "stages": 4}, "image_si
 WINDOW, STRIDE = 16, 4
 
 CLAIMED, BAR = "KMeans, energy", 0.8
-BESIDE = ("pixels, PCA", "PCA, energy")
-"""Errors of reconstruction from 32 components: of pixels, and of pixels without contrast."""
+BESIDE = {
+    "pixels, PCA": "PCA of the pixels",
+    "PCA, energy": "PCA of the pixels without contrast that it sees",
+}
+"""What it is compared with, and what that is: errors of reconstruction from 32 components."""
+
+SEEDS = (5, 6, 7, 8, 9)
+"""Fresh draws: 0 to 4 were looked at when CLAIMED was chosen."""
 
 # Fields of a Run; those with "data" are trained once, the others on every normal set.
 MODELS: dict[str, dict[str, Any]] = {
@@ -123,7 +132,7 @@ def caltech(data: Path, name: str, seed: int, shared: Shared) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             model = trained(name, known, seed, shared, Path(folder))
             seen = anomalies(model, asked, normal=known, label="label", normal_class=wanted)
-        found[wanted] = told(seen)
+        found[wanted] = told(with_product(seen) if name == "KMeans" else seen)
     return {"classes": found, "environment": environment()}
 
 
@@ -154,6 +163,12 @@ def tiles(data: Path, name: str, seed: int, shared: Shared) -> dict[str, Any]:
     return {"scores": scores, "environment": environment()}
 
 
+def with_product(seen: Anomalies) -> Anomalies:
+    """The same and one energy more. Logarithms of energies add, whatever their scales."""
+    both = seen.energies["energy"] * seen.energies["pixels, PCA"]
+    return replace(seen, energies={**seen.energies, "energy x pixels, PCA": both})
+
+
 def told(seen: Anomalies) -> dict[str, Any]:
     return {
         energy: {kind: asdict(score) for kind, score in scores.items()}
@@ -175,13 +190,16 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, default=3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--only", choices=("Caltech-101", "tiles"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="for trials: elsewhere")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     options = parser.parse_args()
+    if min(options.seeds) < min(SEEDS) and options.results == RESULTS:
+        parser.error("CLAIMED was chosen on seeds 0 to 4: say where with --results")
     torch.set_num_threads(options.threads)
-    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    done = json.loads(options.results.read_text()) if options.results.exists() else {}
     with tempfile.TemporaryDirectory() as place:
 
         def shared(name: str, seed: int) -> erg.Fitted:
@@ -198,7 +216,7 @@ def run() -> None:
             if key not in done and options.only in (None, what):
                 measure = caltech if what == "Caltech-101" else tiles
                 done[key] = measure(options.data, name, seed, shared)
-                write_atomically(RESULTS, json.dumps(done, indent=1).encode())
+                write_atomically(options.results, json.dumps(done, indent=1).encode())
                 print(key, flush=True)
     table(done)
 
@@ -224,7 +242,7 @@ def errors(done: dict[str, Any]) -> dict[str, dict[str, float]]:
 def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What is claimed, the bar, and what was measured (lowest to highest of the seeds)."""
     wrong, told = errors(done), list[tuple[str, str, str]]()
-    for other in BESIDE:
+    for other, what in BESIDE.items():
         ours, theirs = wrong.get(CLAIMED, {}), wrong.get(other, {})
         seeds = [seed for seed in ours if seed in theirs]
         if not seeds:
@@ -232,8 +250,9 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
         ratios = [ours[seed] / theirs[seed] for seed in seeds]
         ratio = sum(ours[seed] for seed in seeds) / sum(theirs[seed] for seed in seeds)
         held = "held" if ratio <= BAR else "missed"
-        measured = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}): {held}"
-        told.append((f"1 - AUROC on Caltech-101: {CLAIMED} / {other}", f"<= {BAR:g}", measured))
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}, n = {len(seeds)}"
+        claim = f"1 - AUROC on Caltech-101, a class against the others: {CLAIMED} / {what}"
+        told.append((claim, f"<= {BAR:g}", f"{ratio:.2f} ({spread}): {held}"))
     return told
 
 
@@ -241,7 +260,8 @@ def table(done: dict[str, Any]) -> None:
     """Mean 1 - AUROC over classes and seeds, in no order of merit; tiles; and what is claimed."""
     wrong = errors(done)
     if wrong:
-        pca = statistics.mean(wrong[BESIDE[0]].values()) if BESIDE[0] in wrong else None
+        of_pixels = wrong.get("pixels, PCA")
+        pca = statistics.mean(of_pixels.values()) if of_pixels else None
         print("| Caltech-101, six classes | 1 - AUROC | from | to | of PCA's |")
         print("|---|---|---|---|---|")
         for label, values in wrong.items():

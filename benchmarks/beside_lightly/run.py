@@ -8,7 +8,8 @@ neighbours on the 10,000 test images, with the same function for the vectors of 
 are those of training, from the first batch to the last step; nothing is decoded in them.
 
 Every row is one process of each side, in turn. PYTHON is one that has lightly and pyarrow. What is
-in results.json already is not measured again.
+in results.json already is not measured again. A process that fails is told, the others go on; two
+networks that are not of one size end the script.
 """
 
 import argparse
@@ -87,15 +88,25 @@ def run() -> None:
     if not usual and options.results == RESULTS:
         parser.error("other numbers of images and epochs are for trials: say where with --results")
     done = json.loads(options.results.read_text()) if options.results.exists() else {}
+    failed: list[str] = []
     for seed in options.seeds:
         for method in options.methods:
             for side in SIDES:
                 key = f"{method}; seed {seed}; {side}"
-                if key not in done:
+                if key in done:
+                    continue
+                try:
                     done[key] = measure(side, method, seed, options)
-                    write_atomically(options.results, json.dumps(done, indent=1).encode())
-                    print(key, done[key]["knn20_after"], done[key]["seconds"], flush=True)
+                except subprocess.CalledProcessError as error:
+                    print(f"{key}: {error}", file=sys.stderr, flush=True)
+                    failed.append(key)
+                    continue
+                write_atomically(options.results, json.dumps(done, indent=1).encode())
+                print(key, done[key]["knn20_after"], done[key]["seconds"], flush=True)
+            check_alike(done, method)
     table(done)
+    if failed:
+        sys.exit(f"{len(failed)} rows failed: {', '.join(failed)}. What was printed says why.")
 
 
 def pairs(done: dict[str, Any], method: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -106,6 +117,18 @@ def pairs(done: dict[str, Any], method: str) -> list[tuple[dict[str, Any], dict[
         if key.startswith(f"{method};") and key != other and other in done:
             found.append((row, done[other]))
     return found
+
+
+def check_alike(done: dict[str, Any], method: str) -> None:
+    """Refuse rows whose networks or numbers of steps differ between the two sides, in words."""
+    for ours, theirs in pairs(done, method):
+        for what in ("parameters", "steps"):
+            if ours[what] != theirs[what]:
+                raise SystemExit(
+                    f"{method}, seed {ours['seed']}: {ours[what]:,} {what} of erg beside "
+                    f"{theirs[what]:,} of lightly, so that they do not compare. Repair ours.py or "
+                    "peer.py, and take the rows out of the results."
+                )
 
 
 def difference(both: list[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[float, float]:

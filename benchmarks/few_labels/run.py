@@ -55,7 +55,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Everything from one pretrained encoder, by number of labels per class."""
     train_file, test_file, seen = SETS[name]
-    run, _ = default(seen, data=str(data / train_file), seed=seed, method=method)
+    run, _ = default(seen, data=str(data / train_file), seed=seed, method=method, hold_out=0)
     views = Augmentation(crop=(0.5, 1.0), flip=0.5 if name == "CIFAR-10" else 0.0)
     if name == "MNIST" and method == "SimCLR":  # grey, and not those of a mirror
         run = replace(run, plan=two_views(Augmentation(crop=(0.3, 1.0), flip=0.0)))

@@ -6,7 +6,7 @@ An inpainter is trained on the images of a training set and tested on 200 of its
 at 32 pixels and Imagenette at 64. `erg`, the median and biharmonic filling are told where the
 overlay is; `erg, blind` is not. `one vector` is the denoising autoencoder of erg.methods, whose
 decoder makes an image from one vector: how well it repeats images without any overlay. What is in
-results.json already is not measured again.
+results.json already is not measured again. Each run leaves a picture beside it, which git ignores.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from erg.train.run import environment
 from erg.views.plan import WHOLE
 
 RESULTS = Path(__file__).parent / "results.json"
+MEASURES = (("psnr", 2), ("psnr_hidden", 2), ("ssim", 3))
+"""What is told of every way, and with how many digits."""
 SETS = {
     "cifar10": ("cifar10_train.parquet", "cifar10_test.parquet", 32),
     "imagenette": ("imagenette128_train.parquet", "imagenette128_val.parquet", 64),
@@ -47,7 +49,7 @@ def measure(data: Path, name: str, steps: int, seed: int) -> dict[str, Any]:
     network = train_inpainter(images, manifest.ok, size=size, steps=steps, seed=seed)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     scores, picture = score_inpainter(network, held, other.ok, size=size, seed=seed)
-    write_atomically(RESULTS.parent / f"{name}-{seed}.png", picture)
+    write_atomically(RESULTS.parent / f"{name}-{steps}-{seed}.png", picture)
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
@@ -104,24 +106,33 @@ def run() -> None:
 
 
 def table(done: dict[str, Any]) -> None:
-    """Means over runs of as many steps, lowest and highest run."""
+    """Means over runs of as many steps, lowest and highest run; then how far erg is ahead."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, found in done.items():
         if "scores" in found:
             groups.setdefault(key.rpartition(", ")[0], []).append(found["scores"]["kinds"])
-    print("| set, overlay | way | PSNR [dB] | of hidden pixels | SSIM |\n|---|---|---|---|---|")
-    for name, runs in groups.items():
-        for kind in runs[0]:
-            for way in runs[0][kind]["psnr"]["mean"]:
-                cells = []
-                for measure, digits in (("psnr", 2), ("psnr_hidden", 2), ("ssim", 3)):
-                    values = [found[kind][measure]["mean"][way]["value"] for found in runs]
-                    spread = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-                    cells.append(f"{statistics.mean(values):.{digits}f} ({spread})")
-                print(f"| {name}, {kind} | {way} | {' | '.join(cells)} |")
+    for title, what, sign in (("way", "mean", ""), ("erg is ahead of", "ahead", "+")):
+        print(f"\n| set, overlay | {title} | PSNR [dB] | of hidden pixels | SSIM |")
+        print("|---|---|---|---|---|")
+        rows_of(groups, what, sign)
     for key, found in done.items():
         if "psnr" in found:
             print(f"\n{key}: clean images are repeated at {found['psnr']:.2f} dB")
+
+
+def rows_of(groups: dict[str, list[dict[str, Any]]], what: str, sign: str) -> None:
+    """Means over runs with their lowest and highest, a line for each way."""
+    for name, runs in groups.items():
+        for kind in runs[0]:
+            for way in runs[0][kind]["psnr"][what]:
+                cells = []
+                for measure, digits in MEASURES:
+                    values = [found[kind][measure][what][way]["value"] for found in runs]
+                    mean, low, high = (
+                        f"{f(values):{sign}.{digits}f}" for f in (statistics.mean, min, max)
+                    )
+                    cells.append(f"{mean} ({low} to {high})")
+                print(f"| {name}, {kind} | {way} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

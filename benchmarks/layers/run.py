@@ -10,7 +10,8 @@ right about. Stages are averaged down to 512 to 1,024 values; the output has 256
 
 The best layer of a network is chosen by those of the training images that chose its probe's C, and
 only then do the test images tell how far it is ahead of the last stage, which has as many values as
-any. What is in results.json already is not measured again.
+any. What is in results.json already is not measured again, unless its recipe has changed. All takes
+about 40 minutes.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,47 @@ past a stage, so a stage can lose what it was given; Rotation needs steps more t
 """
 
 
+def run_of(network: str, data: str, seed: int) -> erg.Run:
+    """What is trained, or would be: before training all are the same network."""
+    method = PRETEXT if network == UNTRAINED else network
+    seen = Seen(50_000, 32, False)
+    return default(seen, data=data, method=method, seed=seed, hold_out=0, **CHOICES)[0]
+
+
+def of_today(done: dict[str, Any], minutes: float) -> dict[str, Any]:
+    """Without networks of other recipes or minutes, which are to be measured again."""
+    kept: dict[str, Any] = {}
+    for key, row in done.items():
+        network, seed = key.split("; seed ")
+        run = erg.Run.from_json(row["run"])
+        same = recipe(run) == recipe(run_of(network, run.data, int(seed)))
+        if same and row["minutes"] == minutes:
+            kept[key] = row
+        else:
+            print(f"{key}: left out, for its recipe has changed", flush=True)
+    return kept
+
+
+def recipe(run: erg.Run) -> dict[str, Any]:
+    """A run but for its steps, which minutes decided."""
+    return replace(run, steps=1).to_json()
+
+
 def measure(network: str, data: Path, minutes: float, images: int, seed: int) -> dict[str, Any]:
     """Train for some minutes, if at all, and probe every layer."""
     train, test = (str(data / f"cifar10_{part}.parquet") for part in ("train", "test"))
-    method = PRETEXT if network == UNTRAINED else network
-    run, _ = default(Seen(50_000, 32, False), data=train, method=method, seed=seed, **CHOICES)
+    run = run_of(network, train, seed)
     encoder = run.build().encoder
-    about: dict[str, Any] = {"starts_as": state_hash(encoder)}
+    about: dict[str, Any] = {"starts_as": state_hash(encoder), "run": run.to_json()}
     if network != UNTRAINED:
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             fitted = erg.fit(run, out=Path(folder) / "run", minutes=minutes, observers=())
         encoder = fitted.encoder
         about |= {
-            "steps": fitted.run.steps, "batch": run.batch, "lr": run.optimiser.lr,
+            "steps": fitted.run.steps,
             "training_seconds": round(time.monotonic() - start, 1),
-        }  # fmt: skip
+        }
     opened, other = (open_for(encoder, each, label="label") for each in (train, test))
     rows, asked = (evenly(each.rows, images) for each in (opened, other))
     start = time.monotonic()
@@ -116,6 +142,7 @@ def run() -> None:
         parser.error("other minutes or numbers of images are for trials: say where with --results")
     torch.set_num_threads(options.threads)
     done = json.loads(options.results.read_text()) if options.results.exists() else {}
+    done = of_today(done, options.minutes)
     for seed in options.seeds:
         for network in options.networks:
             key = f"{network}; seed {seed}"

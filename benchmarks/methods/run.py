@@ -1,172 +1,103 @@
 """The learning table: every method that learns from images, beside its encoder before training.
 
     python benchmarks/methods/run.py DATA [--methods SimCLR ...] [--minutes-limit 60]
-    python benchmarks/methods/run.py --table
+    python benchmarks/methods/run.py DATA --choose --results FOLDER [--methods SimCLR ...]
+    python benchmarks/methods/run.py --table [--results FOLDER]
 
 The first 20,000 training images of CIFAR-10 without their labels, then kNN and a linear probe on
-the 10,000 test images, with the same 20,000 as neighbours. Methods share an encoder with those of
-their family (`family_of`): 3 minutes of training for the convolutional network and for methods
-without one, 10 for patches and for plans with small crops. Heads, batches and rates are those of
-`recipes.cifar`; teachers start at momentum 0.99, since slower ones hardly move in minutes.
+the 10,000 test images, with the same 20,000 as neighbours; before and after training both are
+embedded in full precision. Methods share an encoder with those of their family (protocol.py): 3
+minutes of training for the convolutional network and for methods without one, 10 for patches and
+for plans with small crops. Heads, batches, rates and teachers are those of `recipes.cifar`. These
+are never chosen on test images: --choose judges on the 10,000 training images behind those that are
+trained on.
 
-A row is one file in results/, whole or absent, and is not measured twice: a stopped script goes on
-where it was. All methods come once, the convolutional network first, before any comes again. A row
-that fails is told and left out, the others go on. `--table` prints the rows and writes
-docs/learning_table.md; rows of more minutes than usual stand in a table of their own there.
+A row is one file in results/, whole or absent, and is not measured twice unless its recipe changes:
+a stopped script goes on where it was. Methods with two seeds come first, with both, then all
+others, the convolutional network before other encoders. What makes views is compiled before the
+first row. A row that fails is told and left out, the others go on. `--table` prints the rows and
+writes docs/learning_table.md; rows of more minutes than usual (--methods MAE --minutes 30) stand in
+a table of their own there.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from learning_table import Row, claims, page
 from llvmlite import binding
+from protocol import CODES, IMAGES, TESTED, chosen, family_of, in_order, known, minutes_of
 
 import erg
-from erg import catalog
 from erg.durable import write_atomically
 from erg.evaluate.knn import nearest, vote
 from erg.evaluate.linear import linear_accuracy
 from erg.evaluate.rank import effective_rank
-from erg.recipes.cifar import small
-from erg.recipes.default import (
-    OF_MANY_PATCHES,
-    OF_PATCHES,
-    OF_TOKENS,
-    WITHOUT_A_CLASS,
-    Seen,
-)
-from erg.schedule import Cosine, Schedule
 from erg.train.preempt import Stopped
 from erg.train.run import environment
+from erg.views.kernels import compile_kernels
+
+__all__ = ["claims", "run"]  # what benchmarks/readme.py asks for, and the script itself
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parents[1] / "docs" / "learning_table.md"
-IMAGES, TESTED = 20_000, 10_000
-GAIN = 3.0
-"""Points of 20-NN that a method should gain over its encoder before training."""
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Methods that share an encoder.
-
-    Args:
-        title: of their table.
-        minutes: of training, without small crops.
-        choices: fields of the run, over those of `recipes.cifar`.
-    """
-
-    title: str
-    minutes: float
-    choices: dict[str, Any] = field(default_factory=dict)
-
-
-CONVNET, PIXELS, VIT, SWIN = "convnet", "pixels", "ViT", "Swin"
-FAMILIES = {
-    CONVNET: Family("Convolutional network of 4 stages, the default for small images", 3),
-    PIXELS: Family("No network: pixels, contrast taken out", 3),
-    VIT: Family(
-        "ViT of width 128, patches of 4 pixels, 6 blocks", 10,
-        {
-            "encoder": "vit_tiny_patch16_224",
-            "encoder_args": {
-                "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4,
-                "dynamic_img_size": True,
-            },
-            "batch": 128,
-        },
-    ),
-    SWIN: Family(
-        "Swin of widths 64 and 128, patches of 4 pixels, 6 blocks", 10,
-        {
-            "encoder": "swin_tiny_patch4_window7_224",
-            "encoder_args": {
-                "embed_dim": 64, "depths": [2, 4], "num_heads": [2, 4], "window_size": 4,
-                "strict_img_size": False,
-            },
-            "batch": 128,
-        },
-    ),
-}  # fmt: skip
-CROPPED_MINUTES = 10
-
-OF_VIT = (*OF_PATCHES, *OF_MANY_PATCHES, "DINO", "LeJEPA", "MoCoV3")
-"""Which need patches, or whose papers rest on ViTs (recipes/leaderboard.py)."""
-OF_SWIN = ("EsViT",)
-LEFT_OUT = {
-    **dict.fromkeys(OF_TOKENS, "takes sequences of tokens"),
-    "Distillation": "needs a classifier that has seen labels",
-    "MaximumLikelihood": "adds up over a plane: its encoder has two features",
-}
-TWICE = ("SimCLR", "BYOL", "VICReg", "SwAV", "DINO", "MAE")
-"""Which are measured with two seeds, the others with one."""
-
-
-def family_of(method: str) -> str:
-    """By the published form: the networks of the paper, and none where none is trained."""
-    if not catalog.find(method).trains_encoder:
-        return PIXELS
-    return VIT if method in OF_VIT else SWIN if method in OF_SWIN else CONVNET
-
-
-def chosen(method: str, seed: int) -> erg.Run:
-    """The run of a row; its steps are measured to fit."""
-    run = small(Seen(IMAGES, 32, False), method, seed=seed, **FAMILIES[family_of(method)].choices)
-    momentum = catalog.arguments(catalog.find(method)).get("momentum")
-    follows = momentum is not None and isinstance(momentum.default, Schedule)
-    quick = {"momentum": Cosine(0.99, 1.0)} if follows else {}
-    form = WITHOUT_A_CLASS.get(method, {}) if family_of(method) == VIT else {}
-    return replace(
-        run, method_args={**quick, **run.method_args}, encoder_args={**run.encoder_args, **form}
-    )
-
-
-@cache
-def minutes_of(method: str) -> float:
-    """How long a method trains [minutes]."""
-    usual = FAMILIES[family_of(method)].minutes
-    return max(usual, CROPPED_MINUTES) if chosen(method, 0).build().plan().local else usual
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Images uint8 [n 32 32 3] and their classes [n], to train on and to test on."""
+    """Images uint8 [n 32 32 3] and their classes [n], to train on and to be judged on.
+
+    Args:
+        train: images to train on.
+        train_labels: their classes, for neighbours and probes.
+        test: images to be judged on.
+        test_labels: their classes.
+        judged_on: of which file these are, `test` or `train`.
+    """
 
     train: np.ndarray
     train_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
+    judged_on: str = "test"
 
     @classmethod
-    def read(cls, data: Path, images: int, tested: int) -> "Sets":
-        """The first rows of both files."""
+    def read(cls, data: Path, images: int, tested: int, choose: bool = False) -> "Sets":
+        """The first rows of both files; to choose by, the rows behind them of the first one.
+
+        Raises:
+            SystemExit: there are fewer than asked for.
+        """
+        judged_on = "train" if choose else "test"
         found: list[np.ndarray] = []
-        for part, count in (("train", images), ("test", tested)):
+        for part, start, count in (
+            ("train", 0, images), (judged_on, images if choose else 0, tested),
+        ):  # fmt: skip
             source = erg.open_source(str(data / f"cifar10_{part}.parquet"), label="label")
-            rows = range(min(count, len(source)))
+            if start + count > len(source):
+                raise SystemExit(
+                    f"cifar10_{part}.parquet has {len(source)} images, and {start + count} are "
+                    "asked for. Give less with --images and --tested."
+                )
+            rows = range(start, start + count)
             found.append(np.stack([source.read(i) for i in rows]))
             found.append(np.array([source.label(i) for i in rows]))
-        return cls(*found)
+        return cls(*found, judged_on)
 
 
 def scores(model: erg.Fitted | Path, sets: Sets) -> dict[str, float]:
-    """Accuracies in per cent, and the effective rank of the test set."""
+    """Accuracies in per cent, and the effective rank of the images to be judged on."""
     bank, asked = (erg.embed(model, images).vectors for images in (sets.train, sets.test))
     found = nearest(bank, asked, k=min(200, len(bank)))
     right = {
@@ -182,11 +113,20 @@ def scores(model: erg.Fitted | Path, sets: Sets) -> dict[str, float]:
 def before(folder: Path, sets: Sets, results: Path) -> dict[str, float]:
     """Scores of an encoder before training, which are the same for many methods."""
     content = [(folder / name).read_bytes() for name in ("config.json", "model.safetensors")]
-    sizes = f"{len(sets.train)} {len(sets.test)}".encode()
+    sizes = f"{len(sets.train)} {len(sets.test)} {sets.judged_on}".encode()
     file = results / f"before-{hashlib.sha256(b''.join([*content, sizes])).hexdigest()[:16]}.json"
     if not file.exists():
         write_atomically(file, json.dumps(scores(folder, sets), indent=1).encode())
     return json.loads(file.read_text())
+
+
+def after(fitted: erg.Fitted, sets: Sets) -> dict[str, dict[str, float]]:
+    """Scores of what compares with the encoder before training, in full precision as that; of its
+    code too where a method makes one."""
+    whole = replace(fitted, run=replace(fitted.run, precision="32"))
+    if fitted.run.method in CODES:
+        return {"after": scores(fitted.folder / "encoder", sets), "code": scores(whole, sets)}
+    return {"after": scores(whole, sets)}
 
 
 def measure(run: erg.Run, sets: Sets, minutes: float, results: Path) -> Row:
@@ -200,9 +140,11 @@ def measure(run: erg.Run, sets: Sets, minutes: float, results: Path) -> Row:
         seconds = time.monotonic() - start
         first, *_, last = _logged(fitted.folder / "timing.jsonl")
         looks = [e for e in _logged(fitted.folder / "events.jsonl") if e["kind"] == "health"]
-        earlier = before(fitted.folder / "encoder_start", sets, results)
-        later = scores(fitted, sets)
+        found = {"before": before(fitted.folder / "encoder_start", sets, results)}
+        found |= after(fitted, sets)
     done = fitted.run.batch * (last["step"] - first["step"])
+    for when, look in (("before", looks[0]), ("after", looks[-1])):
+        found[when]["auroc"] = look.get("auroc")
     return {
         "method": run.method,
         "family": family_of(run.method),
@@ -210,11 +152,11 @@ def measure(run: erg.Run, sets: Sets, minutes: float, results: Path) -> Row:
         "minutes": minutes,
         "images": len(sets.train),
         "tested": len(sets.test),
+        "judged_on": sets.judged_on,
         "training_seconds": round(seconds, 1),
         "steps": fitted.run.steps,
         "images_per_second": round(done / max(1e-3, last["seconds"] - first["seconds"]), 1),
-        "before": {**earlier, "auroc": looks[0].get("auroc")},
-        "after": {**later, "auroc": looks[-1].get("auroc")},
+        **found,
         "warning": looks[-1].get("warning"),
         "run": fitted.run.to_json(),
         "machine": {"processor": binding.get_host_cpu_name(), "cores": os.cpu_count()},
@@ -227,21 +169,23 @@ def _logged(file: Path) -> list[dict[str, Any]]:
     return lines * 2 if len(lines) == 1 else lines
 
 
-def of_family(family: str) -> list[str]:
-    """The methods of the table that share an encoder."""
-    return [name for name in known() if family_of(name) == family]
+def same_recipe(row: Row, run: erg.Run) -> bool:
+    """Whether a row is of this run, but for what its minutes and its images decided."""
+    return _recipe(erg.Run.from_json(row["run"])) == _recipe(run)
 
 
-def in_order(methods: list[str], seeds: list[int] | None) -> Iterator[tuple[str, int]]:
-    """All methods once, family after family, before any comes again."""
-    order = sorted(methods, key=lambda name: list(FAMILIES).index(family_of(name)))
-    for seed in seeds or (0, 1):
-        yield from ((name, seed) for name in order if seeds or seed == 0 or name in TWICE)
+def _recipe(run: erg.Run) -> dict[str, Any]:
+    arguments = {name: value for name, value in run.method_args.items() if name != "size"}
+    return replace(run, steps=1, method_args=arguments).to_json()
 
 
-def known() -> list[str]:
-    """The methods of the table."""
-    return [name for name in catalog.names() if name not in LEFT_OUT]
+def missing(file: Path, run: erg.Run, options: argparse.Namespace) -> bool:
+    """Whether a row is still to be measured, or was with another recipe or on other images."""
+    if not file.exists():
+        return True
+    row = json.loads(file.read_text())
+    asked = (options.images, options.tested, "train" if options.choose else "test")
+    return (row["images"], row["tested"], row["judged_on"]) != asked or not same_recipe(row, run)
 
 
 def run() -> None:
@@ -255,6 +199,10 @@ def run() -> None:
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--tested", type=int, default=TESTED)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--choose", action="store_true",
+        help="judge on the training images behind those trained on; with --results",
+    )  # fmt: skip
     parser.add_argument("--results", type=Path, default=RESULTS, help="for trials: elsewhere")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the page")
     options = parser.parse_args()
@@ -263,9 +211,9 @@ def run() -> None:
         return
     if options.data is None:
         parser.error("DATA is missing: the folder with cifar10_train.parquet and its like")
-    usual = (options.images, options.tested) == (IMAGES, TESTED)
+    usual = (options.images, options.tested, options.choose) == (IMAGES, TESTED, False)
     if not usual and options.results == RESULTS:
-        parser.error("other numbers of images are for trials: say where with --results")
+        parser.error("other images than those of the table are for trials: say where by --results")
     torch.set_num_threads(options.threads)
     options.results.mkdir(parents=True, exist_ok=True)
     failed = measure_missing(options)
@@ -276,18 +224,19 @@ def run() -> None:
 def measure_missing(options: argparse.Namespace) -> list[str]:
     """Names of the rows that failed."""
     began, failed = time.monotonic(), list[str]()
+    compile_kernels()  # else it would take of the minutes of the first row
     sets: Sets | None = None
     for method, seed in in_order(options.methods, options.seeds):
-        minutes = options.minutes or minutes_of(method)
+        minutes, recipe = options.minutes or minutes_of(method), chosen(method, seed)
         file = options.results / f"{method}-{minutes:g}min-seed{seed}.json"
-        if file.exists():
+        if not missing(file, recipe, options):
             continue
         gone = (time.monotonic() - began) / 60
-        if options.minutes_limit and gone + minutes + 1.5 > options.minutes_limit:
+        if options.minutes_limit and gone + minutes + 2.5 > options.minutes_limit:
             continue  # a shorter one may still fit
-        sets = sets or Sets.read(options.data, options.images, options.tested)
+        sets = sets or Sets.read(options.data, options.images, options.tested, options.choose)
         try:
-            row = measure(chosen(method, seed), sets, minutes, options.results)
+            row = measure(recipe, sets, minutes, options.results)
         except Stopped as stopped:
             sys.exit(stopped.code)
         except Exception:
@@ -298,140 +247,6 @@ def measure_missing(options: argparse.Namespace) -> list[str]:
         gained = row["after"]["knn20"] - row["before"]["knn20"]
         print(f"{file.stem}: 20-NN {row['after']['knn20']:.1f} ({gained:+.1f})", flush=True)
     return failed
-
-
-@dataclass(frozen=True)
-class Line:
-    """The rows of one method at one number of minutes: means over seeds.
-
-    Args:
-        method: by name.
-        minutes: of training.
-        rows: one for each seed.
-    """
-
-    method: str
-    minutes: float
-    rows: list[Row]
-
-    def mean(self, when: str, kind: str) -> float | None:
-        found = [row[when][kind] for row in self.rows if row[when][kind] is not None]
-        return statistics.mean(found) if found else None
-
-    @property
-    def gain(self) -> float:
-        """Points of 20-NN over the encoder before training."""
-        return statistics.mean(row["after"]["knn20"] - row["before"]["knn20"] for row in self.rows)
-
-    def cells(self) -> list[str]:
-        made = [self.method, f"{self.minutes:g}", str(len(self.rows)), f"{self.gain:+.1f}"]
-        for kind, places in (("knn20", 1), ("knn200", 1), ("linear", 1), ("auroc", 2), ("rank", 0)):
-            both = [self.mean(when, kind) for when in ("before", "after")]
-            made.append(" → ".join("-" if v is None else f"{v:.{places}f}" for v in both))
-        speed = statistics.mean(row["images_per_second"] for row in self.rows)
-        return [*made, f"{speed:,.0f}", f"{statistics.mean(r['steps'] for r in self.rows):,.0f}"]
-
-
-COLUMNS = (
-    "method", "minutes", "seeds", "20-NN gained", "20-NN [%]", "200-NN [%]", "linear probe [%]",
-    "AUROC of energies", "effective rank", "images/s", "steps",
-)  # fmt: skip
-
-
-def lines_of(done: dict[str, Row]) -> list[Line]:
-    """Rows of the protocol, by method and minutes, the largest gain first."""
-    groups: dict[tuple[str, float], list[Row]] = {}
-    for row in done.values():
-        if "method" in row and (row["images"], row["tested"]) == (IMAGES, TESTED):
-            groups.setdefault((row["method"], row["minutes"]), []).append(row)
-    lines = [Line(*key, rows) for key, rows in groups.items()]
-    return sorted(lines, key=lambda line: -line.gain)
-
-
-def usual_lines(done: dict[str, Row], family: str) -> list[Line]:
-    """Those of a family that trained as long as the protocol says."""
-    return [
-        line for line in lines_of(done)
-        if line.rows[0]["family"] == family and line.minutes == minutes_of(line.method)
-    ]  # fmt: skip
-
-
-def claims(done: dict[str, Row]) -> list[tuple[str, str, str]]:
-    """What is claimed of the convolutional network, the bar, and what was measured."""
-    lines = usual_lines(done, CONVNET)
-    if not lines:
-        return []
-    learned = sum(line.gain >= GAIN for line in lines)
-    least = lines[-1]
-    measured = (
-        f"{learned} of {len(of_family(CONVNET))} ({len(lines)} measured; least: {least.method} "
-        f"{least.gain:+.1f})"
-    )
-    usual = FAMILIES[CONVNET].minutes
-    claim = f"methods that gain {GAIN:g} points of 20-NN in {usual:g} minutes"
-    longer = [f"{line.method}: {line.minutes:g}" for line in lines if line.minutes > usual]
-    claim += f" ({', '.join(longer)})" if longer else ""
-    return [(f"{claim}, convnet", "all", measured)]
-
-
-INTRODUCTION = """\
-# The learning table
-
-Every method that learns from images, trained without labels on the first 20,000 training images of
-CIFAR-10, beside its own encoder before training (before → after). The 10,000 test images are
-classified by the 20 and 200 nearest of those 20,000 and by a linear probe. AUROC: how well the
-method's energy tells what belongs together from what does not, on 1,000 images held out of
-training. Effective rank: of the features of the test images. One encoder for each family of
-methods: a ViT where a method needs patches or its paper rests on ViTs, a Swin where on Swins, no
-network where a method trains none, else the convolutional network. These are minutes on a CPU with
-untuned rates; they say whether a method learns, not which one is best in the end.
-
-Written by `python benchmarks/methods/run.py --table`; the rows are in benchmarks/methods/results.
-"""
-
-
-def page(done: dict[str, Row]) -> str:
-    """The tables as a page of the docs."""
-    parts = [INTRODUCTION]
-    for name, family in FAMILIES.items():
-        lines = usual_lines(done, name)
-        if lines:
-            parts += [f"## {family.title}\n", _table(lines)]
-            below = [line for line in lines if line.gain < GAIN]
-            measured = {line.method for line in lines}
-            absent = [method for method in of_family(name) if method not in measured]
-            parts.append(
-                f"{len(lines) - len(below)} of {len(lines)} gain {GAIN:g} points of 20-NN or more."
-                + (f" Not: {', '.join(line.method for line in below)}." if below else "")
-                + (f" Not measured yet: {', '.join(absent)}." if absent else "")
-                + "\n"
-            )
-    longer = [line for line in lines_of(done) if line.minutes > minutes_of(line.method)]
-    if longer:
-        parts += ["## Longer runs\n", _table(longer)]
-    warned = sorted(
-        {f"- {row['method']}: {row['warning']}" for row in done.values() if row.get("warning")}
-    )
-    if warned:
-        parts += ["## What the health monitor said\n", "\n".join(warned) + "\n"]
-    out = "; ".join(f"{name} {why}" for name, why in LEFT_OUT.items() if name in catalog.names())
-    parts.append(f"Left out: {out}.\n")
-    rows = [row for row in done.values() if "machine" in row]
-    told = sorted({_machine(row) for row in rows})
-    return "\n".join([*parts, f"Measured on: {'; '.join(told)}.\n"])
-
-
-def _machine(row: Row) -> str:
-    machine, versions = row["machine"], row["environment"]
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, {versions['threads']} threads, torch "
-        f"{versions['torch']}, erg {versions['erg']}"
-    )
-
-
-def _table(lines: list[Line]) -> str:
-    head = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    return "\n".join([*head, *(f"| {' | '.join(line.cells())} |" for line in lines)]) + "\n"
 
 
 def write_page(results: Path) -> None:

@@ -31,6 +31,14 @@ def test_hold_out_is_a_share_of_the_readable() -> None:
     assert len(hold_out(manifest, share=0.5)[1]) == 450
 
 
+def test_none_are_held_out_where_none_are_asked_for() -> None:
+    manifest = made_of([*random_hashes(50), ""])
+    train, held = hold_out(manifest, at_most=0)
+    assert train.tolist() == manifest.ok.tolist() == list(range(50))
+    assert len(held) == 0
+    assert len(hold_out(manifest, at_most=1)[1]) == 1
+
+
 def test_hold_out_depends_on_content_alone() -> None:
     hashes = random_hashes(200)
     order = np.random.default_rng(0).permutation(200)

@@ -92,6 +92,15 @@ def test_images_are_enlarged_for_a_stem_that_shrinks_them(small: bool, side: int
     assert run.image_size == side
 
 
+@pytest.mark.parametrize(
+    ("encoder", "decay"),
+    [("vit_tiny_patch16_224", 0.05), ("swin_tiny_patch4_window7_224", 0.05), ("conv", 1e-4)],
+)
+def test_transformers_are_decayed_as_their_papers_have_it(encoder: str, decay: float) -> None:
+    run, _ = default(Seen(500, 32, False), method="DINO", encoder=encoder)
+    assert run.optimiser.weight_decay == decay
+
+
 def test_vectors_get_k_means_on_the_vectors_themselves() -> None:
     run, _ = default(Seen(500, 1, False, vectors=7))
     assert (run.method, run.encoder, run.image_size) == ("KMeans", "identity", 7)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from erg import catalog
-from erg.recipes.cifar import HEADS
+from erg.recipes.cifar import BATCHES, HEADS, TASKS
 from erg.recipes.default import OF_TOKENS
 from erg.recipes.imagenette import imagenette
 from erg.train.run import Run
@@ -35,3 +35,8 @@ def test_crops_fit_the_encoder(method: str) -> None:
     plan = built.plan()
     assert {view.pixels(96) for view in plan.main} == {96}
     assert {view.pixels(96) for view in plan.local} <= {48}
+
+
+def test_batches_are_those_of_cifar_and_questions_those_of_larger_images() -> None:
+    assert [imagenette(method).batch for method in BATCHES] == list(BATCHES.values())
+    assert all(imagenette(method).method_args == {} for method in TASKS)

@@ -18,8 +18,11 @@ def hold_out(
     Args:
         manifest: of which the readable rows are shared out.
         share: of the rows to hold out.
-        at_most: largest number of rows to hold out.
+        at_most: largest number of rows to hold out; 0 for none, else at least one group of
+            duplicates is, where there are two.
     """
+    if at_most == 0:
+        return manifest.ok, manifest.ok[:0]
     wanted = min(at_most, round(share * len(manifest.ok)))
     rest, held = _share_out(manifest.hashes[manifest.ok], wanted, b"hold out")
     return manifest.ok[rest], manifest.ok[held]

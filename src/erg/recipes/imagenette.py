@@ -12,7 +12,7 @@ SEEN = Seen(images=9_469, side=160, accelerator=False)
 def imagenette(
     method: str, *, data: str = "", epochs: float = 20, seed: int = 0, **further: Any
 ) -> Run:
-    """A small run on Imagenette, with the heads of `recipes.cifar`.
+    """A small run on Imagenette, with the heads and batches of `recipes.cifar`.
 
     Args:
         method: a name of the catalogue.
