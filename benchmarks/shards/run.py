@@ -194,7 +194,10 @@ def measure_missing(
         keep()
     if "bit_equal" not in part:
         last = Path("checkpoints") / f"step_{options.steps:09}.safetensors"
-        ends = [state(runs / place / last) for place in ("through", "stopped")]
+        ends = [
+            (state(runs / place / last), (runs / place / "events.jsonl").read_bytes())
+            for place in ("through", "stopped")
+        ]
         part["bit_equal"] = ends[0] == ends[1]
     peaks = [part[what]["peak_megabytes"] for what in ("through", "stopped", "resumed")]
     part["more_megabytes"] = round(max(peaks) - part["small"]["peak_megabytes"], 1)

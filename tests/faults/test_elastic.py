@@ -121,7 +121,7 @@ def in_two_processes(what: str, out: Path, *options: str) -> subprocess.Complete
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          *options, str(Path(__file__)), what, str(out)],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=800, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def elastic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_one_two_one_processes(name: str, elastic: Path, tmp_path: Path) -> None:
     close_to(elastic / name, name, tmp_path)

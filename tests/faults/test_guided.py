@@ -6,6 +6,7 @@ ten minutes each.
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ def attack(name: str, folder: Path, seconds: int) -> None:
     """Change the files of a corpus until time is up; what should not happen ends the process."""
     import atheris
 
+    sys.modules.pop("zipfile", None)  # pytest has it; what is imported below is traced
     with atheris.instrument_imports(include=["erg", "PIL", "zipfile", "tarfile"]):
         from tests.faults import test_fuzz as fuzz
 
@@ -76,9 +78,9 @@ def test_it_works_or_says_why(name: str, tmp_path: Path, tally: Callable[[str, i
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.test_guided", name, str(tmp_path),
          str(scaled(SECONDS))],
-        capture_output=True, check=False, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, cwd=ROOT,
     )  # fmt: skip
-    said = done.stderr.decode(errors="replace")
+    said = done.stdout.decode(errors="replace")
     assert done.returncode == 0, said[-5000:]
     tried = re.findall(r"^#(\d+)\s+DONE", said, re.MULTILINE)
     assert int(tried[-1]) > 0, said[-5000:]
@@ -90,6 +92,29 @@ def test_without_what_it_needs_it_fails(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match="atheris") as outcome:
         test_it_works_or_says_why("image", tmp_path, lambda what, number: None)
     assert outcome.type is pytest.fail.Exception
+
+
+def test_what_went_wrong_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libFuzzer tells of it on the one stream, Python on the other."""
+    (tmp_path / "atheris.py").write_text("print('Uncaught exception')\nraise SystemExit(77)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(AssertionError, match="Uncaught exception"):
+        test_it_works_or_says_why("image", tmp_path, lambda what, number: None)
+
+
+def test_what_is_to_be_traced_is_not_imported_before(tmp_path: Path) -> None:
+    (tmp_path / "atheris.py").write_text(
+        "import sys\n"
+        "def instrument_imports(include):\n"
+        "    sys.exit(f'already there: {sorted({*include} & {*sys.modules})}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.test_guided", "zip", str(tmp_path), "1"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stderr.strip().endswith("already there: []"), done.stderr
 
 
 @pytest.mark.parametrize("target", ["test-slow-fuzz-3", "test-slow-fuzz-4"])

@@ -271,6 +271,7 @@ READERS = [
 
 @pytest.mark.parametrize("make", MALICIOUS.values(), ids=MALICIOUS.keys())
 def test_nothing_is_run_by_any_reader(make: Callable[[Path], bytes], tmp_path: Path) -> None:
+    assert len(MALICIOUS) == 12
     canary = tmp_path / "canary"
     content = make(canary)
     canary.unlink(missing_ok=True)

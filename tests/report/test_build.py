@@ -121,6 +121,7 @@ def test_nothing_is_loaded_and_nothing_runs_but_ours(
 
 
 def test_hostile_names_are_text(hostile: Path, payloads: tuple[str, ...]) -> None:
+    assert len(set(payloads)) == len(payloads) == 20
     html, page = read(write_report(hostile))
     text = "".join(page.texts)
     for payload in payloads:

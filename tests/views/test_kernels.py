@@ -495,6 +495,7 @@ def test_where_no_folder_takes_the_cache_kernels_are_compiled_all_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     code = (
         "from erg.views import kernels\n"
