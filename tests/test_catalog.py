@@ -182,5 +182,5 @@ def test_unknown_arguments_are_refused_with_a_suggestion() -> None:
 
 def test_schedules_by_name() -> None:
     assert {name: kind.__name__ for name, kind in catalog.SCHEDULES.items()} == {
-        name: name for name in ("Constant", "Linear", "Cosine", "WarmupCosine")
+        name: name for name in ("Constant", "Linear", "Cosine", "Step", "WarmupCosine")
     }

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from erg.schedule import Constant, Cosine, Linear, Schedule, WarmupCosine
+from erg.schedule import Constant, Cosine, Linear, Schedule, Step, WarmupCosine
 
 EVERY: list[Schedule] = [
     Constant(0.3),
@@ -13,6 +13,7 @@ EVERY: list[Schedule] = [
     Cosine(0.996, 1.0),
     WarmupCosine(2.0),
     WarmupCosine(2.0, warmup=0.1, end=0.002),
+    Step(0.75, 1.0),
 ]
 
 
@@ -36,6 +37,7 @@ def test_ends_are_exact() -> None:
     assert rate(0.25) == 2.0
     assert rate(0.625) == pytest.approx(1.25)
     assert rate(1.0) == pytest.approx(0.5)
+    assert [Step(0.75, 1.0, at=0.4)(p) for p in (0.0, 0.399, 0.4, 1.0)] == [0.75, 0.75, 1.0, 1.0]
 
 
 def test_warm_up_meets_the_cosine() -> None:

@@ -30,6 +30,7 @@ import erg
 from erg.durable import write_atomically
 from erg.evaluate.knn import nearest, vote
 from erg.recipes.default import Seen, default
+from erg.schedule import Step
 from erg.train.run import environment
 from erg.views.plan import SIMCLR_SMALL, two_views
 
@@ -38,6 +39,7 @@ RESULTS = Path(__file__).parent / "results.json"
 BASE: dict[str, Any] = {"batch": 512, "method_args": {"temperature": 0.2}}
 CONV = {"width": 64, "stages": 4}
 RESIDUAL = {"encoder_args": CONV | {"blocks": [1, 1]}}
+EARLY = {"resolution": Step(0.75, 1.0)}
 CHOICE: dict[str, Any] = {"batch": 128, "method_args": {"temperature": 0.1}}
 
 
@@ -47,7 +49,7 @@ def seen(**otherwise: Any) -> dict[str, Any]:
 
 
 # What differs from BASE: fields of Run, arguments of encoder and method, of the optimiser. First
-# one thing at a time, then from what was best.
+# one thing at a time, then from what was best. Encoders of timm have views of 64 pixels.
 TRIALS: dict[str, dict[str, Any]] = {
     "batch 512": {},
     "batch 512, residual 1 1": RESIDUAL,
@@ -63,6 +65,10 @@ TRIALS: dict[str, dict[str, Any]] = {
     "choice, residual 1 1": CHOICE | RESIDUAL,
     "choice, conv 96 x 4": CHOICE | {"encoder_args": {"width": 96, "stages": 4}},
     "choice, projector 3 layers": CHOICE | {"method_args": {"temperature": 0.1, "depth": 3}},
+    "choice, resnet10t at 64 px": CHOICE | {"encoder": "resnet10t"},
+    "choice, resnet18 at 64 px": CHOICE | {"encoder": "resnet18"},
+    "choice, 24 px at first": CHOICE | EARLY,
+    "choice, residual 1 1, 24 px at first": CHOICE | RESIDUAL | EARLY,
     "choice, SGD 0.1": CHOICE | {"optimiser": {"name": "sgd", "lr": 0.1}},
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from erg.encoders import Encoder, build_encoder, load_encoder
     from erg.method import Cell, Loss, Method
     from erg.recipes.default import Seen, default
-    from erg.schedule import Constant, Cosine, Linear, WarmupCosine
+    from erg.schedule import Constant, Cosine, Linear, Step, WarmupCosine
     from erg.testing import check_method
     from erg.train.fit import Fitted, fit, load
     from erg.train.health import Health
@@ -33,7 +33,7 @@ _HOMES = {
     "encoders": ("Encoder", "build_encoder", "load_encoder"),
     "method": ("Cell", "Loss", "Method"),
     "recipes.default": ("Seen", "default"),
-    "schedule": ("Constant", "Cosine", "Linear", "WarmupCosine"),
+    "schedule": ("Constant", "Cosine", "Linear", "Step", "WarmupCosine"),
     "testing": ("check_method",),
     "train.fit": ("Fitted", "fit", "load"),
     "train.health": ("Health",),
@@ -63,6 +63,7 @@ __all__ = [
     "Plan",
     "Run",
     "Seen",
+    "Step",
     "Tiles",
     "View",
     "Views",

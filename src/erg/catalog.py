@@ -16,10 +16,10 @@ from typing import Any
 
 import erg.methods
 from erg.method import Method
-from erg.schedule import Constant, Cosine, Linear, Schedule, WarmupCosine
+from erg.schedule import Constant, Cosine, Linear, Schedule, Step, WarmupCosine
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    kind.__name__: kind for kind in (Constant, Linear, Cosine, WarmupCosine)
+    kind.__name__: kind for kind in (Constant, Linear, Cosine, Step, WarmupCosine)
 }
 
 

@@ -89,3 +89,21 @@ class WarmupCosine(Schedule):
         if progress < self.warmup:
             return self.peak * progress / self.warmup
         return Cosine(self.peak, self.end)((progress - self.warmup) / (1 - self.warmup))
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """One value until some progress, another from then on.
+
+    Args:
+        start: value before.
+        end: value from then on.
+        at: progress at which it changes.
+    """
+
+    start: float
+    end: float
+    at: float = 0.5
+
+    def __call__(self, progress: float) -> float:
+        return self.start if progress < self.at else self.end

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +49,22 @@ def facts() -> dict[str, str]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         found["memory"] = f"{memory / 2**30:.1f} GiB"
     found["disk free here"] = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"
+    found["allocator"] = allocator()
     found["view kernels"] = f"compiled, kept in {kept_in() or 'no folder'}"
     return found
+
+
+def allocator() -> str:
+    """What gives memory, and what gives it faster (see benchmarks/training_step)."""
+    import ctypes.util
+
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if "malloc" in preloaded:
+        return preloaded
+    other = ctypes.util.find_library("tcmalloc_minimal") if sys.platform == "linux" else None
+    if other is None:
+        return "the system's"
+    return f"the system's; large networks on a CPU are faster with LD_PRELOAD={other}"
 
 
 def problems() -> list[str]:

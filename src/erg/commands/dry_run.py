@@ -81,10 +81,11 @@ def dry_run(
             raise  # the run would have no more
         what = str(error).partition(". ")[0]
         tell(f"What {run.method} does after an epoch was left out, with so few images: {what}.")
-    loop.step(0, [loop.loader.views(0)])
+    largest, _ = run.sides()[max(run.sides())]  # step with the largest views
+    loop.step(0, [loop.loader.views(largest)])
     wait_for(loop.device)
     start = time.perf_counter()
-    loop.step(1, [loop.loader.views(1)])
+    loop.step(1, [loop.loader.views(largest)])
     wait_for(loop.device)
     seconds = (time.perf_counter() - start) * run.batch / batch
     loop.close()

@@ -52,6 +52,8 @@ class Options:
         method: a name (see erg methods), or path/to/file.py:ClassName.
         encoder: any timm architecture, or conv, resnet, sequence, mlp, identity, pixels.
         image_size: side of the encoder's input [pixels].
+        early: share of it that views have as their side in the first half of training, for encoders
+            that take any size: 0.75 makes for more steps in the same time, 1 for none.
         init: weights to start from: a timm tag, `pretrained`, a .safetensors file or a folder.
         batch: images per step.
         accumulate: micro-batches per step, where a batch does not fit into memory.
@@ -83,8 +85,9 @@ class Options:
         dry_run: open 64 images, do one step, print what the run would need, and stop.
         report: write report.html at the end.
         max_skipped: largest share of unreadable files.
-        cache_gb: largest size of all decoded images [GB] that each process keeps; larger sets are
-            decoded whenever they are used. A third of the free disk if not given.
+        cache_gb: largest size of all decoded images [GB], kept in one file for all processes of a
+            machine; larger sets are decoded whenever they are used. A third of the free disk if not
+            given.
     """
 
     data: Annotated[str | None, tyro.conf.Positional] = None
@@ -92,6 +95,7 @@ class Options:
     method: str | None = None
     encoder: str | None = None
     image_size: int | None = None
+    early: float | None = None
     init: str | None = None
     batch: int | None = None
     accumulate: int = 1
@@ -219,6 +223,7 @@ def plan(options: Options, given: Given, said: Collection[str]) -> tuple[Any, li
     from erg.data.source import open_source
     from erg.durable import read_json
     from erg.recipes.default import default
+    from erg.schedule import Step
     from erg.train.folder import RunFolder
     from erg.train.run import Optimiser, Run
 
@@ -254,6 +259,7 @@ def plan(options: Options, given: Given, said: Collection[str]) -> tuple[Any, li
         encoder=options.encoder,
         encoder_args=given.of_encoder,
         image_size=options.image_size,
+        resolution=None if options.early is None else Step(options.early, 1.0),
         init=options.init,
         label=options.label,
         batch=options.batch,

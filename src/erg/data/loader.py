@@ -4,7 +4,7 @@ Order and views are functions of (seed, epoch, index, view) alone, so the loader
 the number of the step, and any process at any time can make the batch of any step.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
@@ -52,6 +52,7 @@ class Loader:
             uint8 are normalised by `Views.to`: nothing should read their data before.
         pin: put views into memory that a GPU copies from while it computes, so that
             `to(..., non_blocking=True)` does not wait; without one they stay where they are.
+        side_at: side of the views of a step [pixels], if not `image_size` throughout.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Loader:
         threads: int = 0,
         output: Output = "float32",
         pin: bool = False,
+        side_at: Callable[[int], int] | None = None,
     ) -> None:
         self.images, self.rows, self.plan = images, np.asarray(rows, dtype=np.int64), plan
         # Of fewer rows than micro-batches the latter cannot be made, which is said below.
@@ -79,6 +81,7 @@ class Loader:
         self.image_size, self.mean, self.std = image_size, mean, std
         self.rank, self.world = rank, world
         self.output: Output = output
+        self.side_at = side_at
         self.pin = pin and torch.cuda.is_available()
         if self.batch % accumulate:
             raise ValueError(
@@ -115,17 +118,35 @@ class Loader:
         """This process's views of a micro-batch of a step."""
         parts = np.array_split(self.rows_of(step), self.accumulate)
         mine = parts[micro][self.rank :: self.world]
-        return self.make(mine, epoch=step // self.steps_per_epoch, step=step, among=parts[micro])
+        epoch, side = step // self.steps_per_epoch, self.image_size
+        if self.side_at is not None:
+            side = self.side_at(step)
+        return self.make(mine, epoch=epoch, step=step, among=parts[micro], side=side)
 
     def make(
-        self, rows: np.ndarray, *, epoch: int, step: int = 0, among: np.ndarray | None = None
+        self,
+        rows: np.ndarray,
+        *,
+        epoch: int,
+        step: int = 0,
+        among: np.ndarray | None = None,
+        side: int | None = None,
     ) -> Views:
-        """The views of given rows, as drawn in an epoch; `among` are all of the batch, if more."""
+        """The views of given rows, as drawn in an epoch.
+
+        Args:
+            rows: of the manifest.
+            epoch: number of the epoch.
+            step: optimiser step the batch belongs to.
+            among: rows of all of the batch, if more.
+            side: of the views [pixels]; None for that of the encoder.
+        """
         rows = np.ascontiguousarray(rows, dtype=np.int64)
-        views = self._made(rows, epoch, step, rows if among is None else among)
+        among = rows if among is None else among
+        views = self._made(rows, epoch, step, among, self.image_size if side is None else side)
         return views.pin() if self.pin else views
 
-    def _made(self, rows: np.ndarray, epoch: int, step: int, among: np.ndarray) -> Views:
+    def _made(self, rows: np.ndarray, epoch: int, step: int, among: np.ndarray, side: int) -> Views:
         if isinstance(self.images, np.ndarray):
             return self._numbers(self.images[rows], rows, epoch, step, among)
         return make_views(
@@ -135,7 +156,7 @@ class Loader:
             epoch=epoch,
             step=step,
             index=rows,
-            image_size=self.image_size,
+            image_size=side,
             mean=self.mean,
             std=self.std,
             pool=self.pool,

@@ -7,7 +7,7 @@ from typing import Any
 from erg import catalog
 from erg.encoders import encoder_in
 from erg.method import Method
-from erg.schedule import Cosine
+from erg.schedule import Constant, Cosine, Schedule, Step
 from erg.train.run import Optimiser, Run
 
 
@@ -21,6 +21,7 @@ class Small:
         batch: images per step; 0 for that of other methods.
         lr: peak learning rate; 0 for that of other methods.
         below: only for images whose shorter side is less [pixels]; 0 for all.
+        early: share of the side that views have in the first half of training.
     """
 
     why: str
@@ -28,6 +29,7 @@ class Small:
     batch: int = 0
     lr: float = 0.0
     below: int = 0
+    early: float = 1.0
 
 
 OF_PATCHES = ("MAE", "SimMIM")
@@ -43,6 +45,8 @@ WITHOUT_A_CLASS: dict[str, dict[str, Any]] = {
 patches: their papers take that."""
 OF_TOKENS = ("BERT", "DelayedTransformer")
 """Which take sequences and no images."""
+TRANSFORMERS = ("vit", "swin")
+"""In the names of encoders whose papers decay weights by 0.05."""
 
 ON_A_CPU = {
     "BYOL": Small(
@@ -105,6 +109,7 @@ def default(
     encoder: str | None = None,
     encoder_args: dict[str, Any] | None = None,
     image_size: int | None = None,
+    resolution: Schedule | None = None,
     init: str | None = None,
     label: str | None = None,
     batch: int | None = None,
@@ -125,6 +130,7 @@ def default(
         encoder: as in Run.
         encoder_args: as in Run; where the encoder is chosen here, over what is chosen with it.
         image_size: as in Run.
+        resolution: as in Run.
         init: as in Run.
         label: as in Run.
         batch: as in Run.
@@ -157,6 +163,14 @@ def default(
     if image_size is None:
         image_size, reason = _image_size(seen, encoder, encoder_args or {})
         why.append(reason)
+    if resolution is None:
+        resolution = Constant(1.0)
+        if small is not None and small.early < 1 and encoder == "conv" and "plan" not in further:
+            resolution = Step(small.early, 1.0)
+            why.append(
+                f"views of {small.early:g} of the side in the first half of training: more steps "
+                "in the same time."
+            )
     if batch is None:
         batch, reason = _batch(seen, kind, small)
         why.append(reason)
@@ -175,7 +189,8 @@ def default(
     if optimiser is None:
         rate, reason = _rate(batch, encoder, kind, small)
         optimiser = Optimiser(
-            lr=rate if lr is None else lr, weight_decay=0.05 if "vit" in encoder else 1e-4
+            lr=rate if lr is None else lr,
+            weight_decay=0.05 if any(name in encoder for name in TRANSFORMERS) else 1e-4,
         )
         if lr is None and kind.trains_encoder:
             why.append(reason)
@@ -185,8 +200,8 @@ def default(
         why.append(f"{k} prototypes: for {seen.images} items.")
     run = Run(
         method=method, method_args=method_args or {}, encoder=encoder,
-        encoder_args=encoder_args or {}, image_size=image_size, init=init, data=data, label=label,
-        batch=batch, steps=steps, seed=seed, optimiser=optimiser, **further,
+        encoder_args=encoder_args or {}, image_size=image_size, resolution=resolution, init=init,
+        data=data, label=label, batch=batch, steps=steps, seed=seed, optimiser=optimiser, **further,
     )  # fmt: skip
     return run, why
 

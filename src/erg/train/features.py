@@ -1,9 +1,9 @@
 """Vectors of many images, in evaluation mode, nothing about the model changed."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from typing import Literal
 
 import numpy as np
@@ -70,6 +70,7 @@ def check_plan(
     encoder: Encoder,
     holds: Literal["images", "vectors", "tokens"],
     method: str,
+    sides: Collection[int],
 ) -> None:
     """Refuse views that the energy, the data or the encoder cannot take, before any is made.
 
@@ -79,6 +80,7 @@ def check_plan(
         encoder: that is to see the views.
         holds: what the data are.
         method: name of the method.
+        sides: of views that fill the encoder's input in the course of training [pixels].
 
     Raises:
         ValueError: x and y are not what the energy is of, there is no pair of them, the data have
@@ -106,11 +108,17 @@ def check_plan(
             f"the plan of {method} crops or colours, which tokens cannot be. Use a method of "
             "tokens: BERT."
         )
+    if {*sides} != {encoder.image_size} and (cuts or holds != "images" or plan.pairs != "views"):
+        raise ValueError(
+            f"views change their size in the course of training (to {min(sides)} of "
+            f"{encoder.image_size}), which those of {method} cannot: it compares parts of images, "
+            "or what it makes with what it was given. Leave resolution out."
+        )
     if holds != "images":
         return
     seen = {encoder.image_size}
-    for view in views:
-        side = view.pixels(encoder.image_size)
+    for view, full in product(views, sides):
+        side = view.pixels(full)
         seen.add(side if view.tiles is None else view.tiles.pixels(side)[1])
     for side in sorted(seen):
         refused = encoder.refuses(side)

@@ -90,7 +90,7 @@ class Loop:
             holds = "tokens" if data.images.dtype.kind == "i" else "vectors"
             check_takes(encoder, holds, data.images.shape[1])
         plan = run.plan or own
-        check_plan(plan, own, encoder, holds, run.method)
+        check_plan(plan, own, encoder, holds, run.method, run.sides())
         if run.compile and self.method.differentiates_twice:
             raise ValueError(
                 f"{run.method} differentiates its encoder twice, which code that torch.compile "
@@ -113,6 +113,7 @@ class Loop:
             # A quarter of the bytes cross to an accelerator, which normalises them there.
             output="float32" if self.device.type == "cpu" else "uint8",
             pin=self.device.type == "cuda",
+            side_at=lambda step: self.run.side(step),  # `run` may get its number of steps later
         )  # fmt: skip
         if len(data.train) < 2:
             raise ValueError(
@@ -272,23 +273,27 @@ class Loop:
     def trial(self, steps: int = 8, lasting: float = 3.0) -> float:
         """Seconds per step, measured on a throw-away copy of all state.
 
-        The first steps warm caches up and do not count; the median of the others does, and for
-        methods that do something after an epoch a step's share of it.
+        The first steps warm caches up and do not count; the median of the others does, of views of
+        each size, and for methods that do something after an epoch a step's share of it.
 
         Args:
-            steps: at least so many.
+            steps: at least so many, of each size of views.
             lasting: and as many as fill so long [s].
         """
         method, optimiser = self.method, self.optimiser
         kept = copy.deepcopy(method.state_dict())
         kept_optimiser = copy.deepcopy(optimiser.state_dict()) if optimiser else None
-        seconds: list[float] = []
-        while len(seconds) < steps or distributed.agree(sum(seconds) < lasting, self.device):
-            start = time.perf_counter()
-            step = len(seconds) % max(1, min(self.loader.steps_per_epoch, self.run.steps))
-            with suppress(Diverged):  # the run will come to it and say so
-                self.step(step, self.loader.batches(step))
-            seconds.append(time.perf_counter() - start)
+        usual = 0.0
+        for first, share in self.run.sides().values():
+            seconds: list[float] = []
+            while len(seconds) < steps or distributed.agree(sum(seconds) < lasting, self.device):
+                start = time.perf_counter()
+                step = first + len(seconds) % self.loader.steps_per_epoch
+                step = step if step < first + share * self.run.steps else first
+                with suppress(Diverged):  # the run will come to it and say so
+                    self.step(step, self.loader.batches(step))
+                seconds.append(time.perf_counter() - start)
+            usual += share * float(np.median(seconds[3:]))
         epoch = 0.0
         if self.clusters:
             self.after_epoch()  # the first is the start of a clustering, not one of its steps
@@ -298,7 +303,7 @@ class Loop:
         method.load_state_dict(kept)
         if optimiser is not None and kept_optimiser is not None:
             optimiser.load_state_dict(kept_optimiser)
-        return float(np.median(seconds[3:])) + epoch / self.loader.steps_per_epoch
+        return usual + epoch / self.loader.steps_per_epoch
 
     def close(self) -> None:
         """End the loader's threads."""

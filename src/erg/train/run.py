@@ -15,7 +15,7 @@ import torch
 from erg import catalog
 from erg.encoders import Encoder, build_encoder
 from erg.method import Method
-from erg.schedule import Schedule, WarmupCosine
+from erg.schedule import Constant, Schedule, WarmupCosine
 from erg.views.plan import Augmentation, Masking, Plan, Tiles
 from erg.views.random import Purpose, bits
 
@@ -81,6 +81,8 @@ class Run:
         mask: where masks of what stands out in the images are (see `erg.data.source.masks_of`): a
             parquet column, or a folder beside that of the images; None for none.
         plan: views to make, if not the method's own.
+        resolution: share of `image_size` that views have as their side while training, rounded to 8
+            pixels: smaller ones at first make for more steps in the same time.
         optimiser: how parameters are changed.
         batch: images per optimiser step, over all processes.
         accumulate: micro-batches per optimiser step.
@@ -109,6 +111,7 @@ class Run:
     label: str | None = None
     mask: str | None = None
     plan: Plan | None = None
+    resolution: Schedule = Constant(1.0)
     optimiser: Optimiser = Optimiser()
     batch: int = 256
     accumulate: int = 1
@@ -146,6 +149,17 @@ class Run:
                 f"a batch of {self.batch} cannot be split into {self.accumulate} equal parts. "
                 "Choose accumulate so that it divides batch."
             )
+
+    def side(self, step: int) -> int:
+        """Side of the views of a step [pixels]; number of features for vectors."""
+        share = self.resolution(step / self.steps)
+        return self.image_size if share == 1 else max(8, 8 * round(share * self.image_size / 8))
+
+    def sides(self) -> dict[int, tuple[int, float]]:
+        """Where each side of views is first seen in training [step], and in which share of it."""
+        looked = [self.steps * i // 100 for i in range(100)]
+        seen = [self.side(step) for step in looked]
+        return {side: (looked[seen.index(side)], seen.count(side) / 100) for side in seen}
 
     def build(self, device: torch.device | str = "cpu", *, like: Encoder | None = None) -> Method:
         """Seed, then make the encoder and the method on a device; the same weights every time.
