@@ -1,7 +1,9 @@
 """Views that are smaller at first."""
 
+import gc
 import json
 import signal
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,10 @@ def test_sides_follow_progress_in_steps_of_8_pixels() -> None:
     growing = a_run(resolution=Linear(0.25, 1.0), steps=12)
     assert [growing.side(step) for step in (0, 2, 7, 11)] == [8, 16, 24, 32]
     assert a_run(resolution=Constant(0.01)).side(0) == 8
-    assert a_run(image_size=100).side(0) == 100
+    for size in (4, 30, 34, 100):
+        assert a_run(image_size=size).side(0) == size
+        run = a_run(image_size=size, resolution=Linear(0.5, 0.999), steps=100)
+        assert max(run.side(step) for step in range(100)) <= size
 
 
 def test_sides_say_when_and_how_long() -> None:
@@ -96,6 +101,43 @@ def test_minutes_count_steps_of_both_sizes(monkeypatch: pytest.MonkeyPatch) -> N
     loop.run = replace(run, steps=1)  # too short for both
     assert loop.trial() == pytest.approx(1.0)
     loop.close()
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), 75.0, 0.0, -1.0])
+def test_shares_that_are_none_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="resolution is a share of image_size"):
+        a_run(resolution=Step(share, 1.0))
+
+
+def test_a_dry_run_counts_steps_of_both_sizes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clock goes on by 1 s for smaller views, by 3 s for others."""
+    clock = [0.0]
+
+    def step(loop: Loop, number: int, batches: Any) -> dict[str, torch.Tensor]:
+        clock[0] += 1.0 if batches[0].main[0].data.shape[-1] == 24 else 3.0
+        return {}
+
+    monkeypatch.setattr("erg.commands.dry_run.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Loop, "step", step)
+    command = ["pretrain", "synthetic:64", "--dry-run", "--encoder", "conv", "--batch", "16"]
+    assert main([*command, "--image-size", "32", "--steps", "30", "--early", "0.75"]) == 0
+    assert "about 2.00 s a step, 1.0 minutes in all" in capsys.readouterr().out
+
+
+def test_a_loop_is_gone_when_nobody_holds_it() -> None:
+    """It holds the mapping of the decoded images, whose disk space is free then."""
+    loop = Loop(a_run(), data(), device=torch.device("cpu"), threads=0)
+    gone = weakref.ref(loop)
+    gc.collect()
+    gc.disable()
+    try:
+        loop.close()
+        del loop
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_default_choices_and_the_command(tmp_path: Path) -> None:

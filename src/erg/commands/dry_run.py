@@ -81,13 +81,15 @@ def dry_run(
             raise  # the run would have no more
         what = str(error).partition(". ")[0]
         tell(f"What {run.method} does after an epoch was left out, with so few images: {what}.")
-    largest, _ = run.sides()[max(run.sides())]  # step with the largest views
-    loop.step(0, [loop.loader.views(largest)])
+    sides = sorted(run.sides().items(), reverse=True)  # from the largest, which take most memory
+    loop.step(0, [loop.loader.views(sides[0][1][0])])
     wait_for(loop.device)
-    start = time.perf_counter()
-    loop.step(1, [loop.loader.views(largest)])
-    wait_for(loop.device)
-    seconds = (time.perf_counter() - start) * run.batch / batch
+    seconds = 0.0
+    for _, (step, share) in sides:
+        start = time.perf_counter()
+        loop.step(1, [loop.loader.views(step)])
+        wait_for(loop.device)
+        seconds += share * (time.perf_counter() - start) * run.batch / batch
     loop.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from erg import catalog, distributed
-from erg.data.cache import Cache, Share, open_images, open_vectors
+from erg.data.cache import Cache, Share, default_budget, open_images, open_vectors
 from erg.data.loader import Images
 from erg.data.manifest import Manifest
 from erg.data.masked import Masked, masks_of, open_masks
@@ -112,8 +112,10 @@ def open_data(
     has to be there, the first of each machine decodes them, and all read its file.
     """
     frozen = Manifest.load(folder.manifest) if resume and folder.manifest.exists() else None
-    number, _ = machine()
-    file = folder.cache(number)
+    number, ranks = machine()
+    file, machines = folder.cache(number), distributed.world() // len(ranks)
+    if budget is None and machines > 1:  # which may have the folder, and so its disk, in common
+        budget = default_budget(file) // machines
     manifest, images = open_items(
         source,
         short_side=_short_side(image_size),
@@ -297,6 +299,7 @@ def fit(
                 watching = (Shortcut(), Health()) if observers is None else observers
                 if minutes is not None and not resume:
                     loop.run = run = measured(run, loop, minutes, started, watching)
+                    loop.loader.side_at = run.side
                     tell(f"{run.steps} steps fit into {minutes:g} minutes on this machine.")
                 first = loop.whole()
                 if lead:

@@ -113,7 +113,7 @@ class Loop:
             # A quarter of the bytes cross to an accelerator, which normalises them there.
             output="float32" if self.device.type == "cpu" else "uint8",
             pin=self.device.type == "cuda",
-            side_at=lambda step: self.run.side(step),  # `run` may get its number of steps later
+            side_at=run.side,
         )  # fmt: skip
         if len(data.train) < 2:
             raise ValueError(

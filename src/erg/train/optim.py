@@ -99,7 +99,7 @@ class LARC(LayerWise):
         decay, norm, size = group["weight_decay"], _norms(g), _norms(p)
         adapted = (norm > 0) & (size > 0)
         trust = group["eta"] * size / (norm + decay * size + 1e-8)
-        shrunk = _scaled(torch.where(adapted, decay, 0.0), p)  # wd p, of those that are adapted
+        shrunk = _scaled(decay * adapted.to(size), p)  # wd p, of those that are adapted
         decayed = list(torch._foreach_add(g, shrunk))
         return _scaled(torch.where(adapted, trust, 1.0), decayed)
 

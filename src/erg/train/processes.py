@@ -22,7 +22,8 @@ T = TypeVar("T")
 PATIENCE = "ERG_TIMEOUT"
 """Environment variable: how long processes wait for each other [seconds]."""
 PATIENT = timedelta(days=1000)
-"""How long they wait for the one that decodes, which may take hours: as long as it lives."""
+"""How long those of a machine wait for the one that decodes, which may take hours: as long as it
+lives. Machines do not wait that long for each other."""
 
 
 def leave_group() -> None:

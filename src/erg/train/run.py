@@ -15,6 +15,7 @@ import torch
 from erg import catalog
 from erg.encoders import Encoder, build_encoder
 from erg.method import Method
+from erg.parts.convolution import with_right_gradients
 from erg.schedule import Constant, Schedule, WarmupCosine
 from erg.views.plan import Augmentation, Masking, Plan, Tiles
 from erg.views.random import Purpose, bits
@@ -129,6 +130,11 @@ class Run:
         for name in ("image_size", "batch", "accumulate", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1 (got {getattr(self, name)}).")
+        if not all(0 < self.resolution(i / 100) <= 1 for i in range(101)):  # nor nan
+            raise ValueError(
+                f"resolution is a share of image_size, above 0 and at most 1 (got "
+                f"{self.resolution}). Three quarters are 0.75."
+            )
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"no strategy is called {self.strategy!r}. Use ddp or fsdp.")
         if self.precision not in get_args(Precision):
@@ -153,7 +159,8 @@ class Run:
     def side(self, step: int) -> int:
         """Side of the views of a step [pixels]; number of features for vectors."""
         share = self.resolution(step / self.steps)
-        return self.image_size if share == 1 else max(8, 8 * round(share * self.image_size / 8))
+        rounded = max(8, 8 * round(share * self.image_size / 8))
+        return self.image_size if share == 1 else min(rounded, self.image_size)
 
     def sides(self) -> dict[int, tuple[int, float]]:
         """Where each side of views is first seen in training [step], and in which share of it."""
@@ -191,7 +198,7 @@ class Run:
             encoder.mean, encoder.std = like.mean, like.std
         if self.recompute:
             encoder.recompute()
-        method = kind(encoder, **self.method_args)
+        method = with_right_gradients(kind(encoder, **self.method_args))
         dtype = torch.float64 if self.precision == "64" else torch.float32
         return method.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
 

@@ -2,7 +2,7 @@
 check that there is nothing to read outside the pixels.
 """
 
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -94,8 +94,8 @@ def render(
             bits of bfloat16) or uint8 (values clipped to [0, 1] and rounded to [0, 255], not
             normalised).
         cut: which tiles to cut out of the views, if any.
-        pool: threads to share the batch with this one; None renders in this thread. Must not be a
-            pool whose workers are all waiting in this function.
+        pool: threads to share the batch; None renders in this thread. Must not be a pool whose
+            workers are all waiting in this function.
 
     Raises:
         ValueError: `out` has numbers of another form, or one that cannot hold the view's noise.
@@ -152,13 +152,8 @@ def render(
         return
     workers = pool._max_workers  # the only place where the executor says how many it has
     bounds = [len(rows) * i // workers for i in range(workers + 1)]
-    first, *rest = [slice(a, b) for a, b in pairwise(bounds) if a < b] or [slice(0, 0)]
-    others = [pool.submit(run, part) for part in rest]
-    try:
-        run(first)  # here, rather than to wait: small batches are done before a thread wakes up
-    finally:
-        wait(others)  # they write into memory of the caller
-    for done in others:
+    parts = [slice(a, b) for a, b in pairwise(bounds) if a < b]
+    for done in [pool.submit(run, part) for part in parts]:
         done.result()
 
 
