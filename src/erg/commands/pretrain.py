@@ -95,7 +95,7 @@ class Options:
     method: str | None = None
     encoder: str | None = None
     image_size: int | None = None
-    early: float | None = None
+    early: float = 1.0
     init: str | None = None
     batch: int | None = None
     accumulate: int = 1
@@ -223,7 +223,7 @@ def plan(options: Options, given: Given, said: Collection[str]) -> tuple[Any, li
     from erg.data.source import open_source
     from erg.durable import read_json
     from erg.recipes.default import default
-    from erg.schedule import Step
+    from erg.schedule import Constant, Step
     from erg.train.folder import RunFolder
     from erg.train.run import Optimiser, Run
 
@@ -259,7 +259,7 @@ def plan(options: Options, given: Given, said: Collection[str]) -> tuple[Any, li
         encoder=options.encoder,
         encoder_args=given.of_encoder,
         image_size=options.image_size,
-        resolution=None if options.early is None else Step(options.early, 1.0),
+        resolution=Step(options.early, 1.0) if options.early != 1 else Constant(1.0),
         init=options.init,
         label=options.label,
         batch=options.batch,

@@ -7,7 +7,7 @@ from typing import Any
 from erg import catalog
 from erg.encoders import encoder_in
 from erg.method import Method
-from erg.schedule import Constant, Cosine, Schedule, Step
+from erg.schedule import Cosine
 from erg.train.run import Optimiser, Run
 
 
@@ -21,7 +21,6 @@ class Small:
         batch: images per step; 0 for that of other methods.
         lr: peak learning rate; 0 for that of other methods.
         below: only for images whose shorter side is less [pixels]; 0 for all.
-        early: share of the side that views have in the first half of training.
     """
 
     why: str
@@ -29,7 +28,6 @@ class Small:
     batch: int = 0
     lr: float = 0.0
     below: int = 0
-    early: float = 1.0
 
 
 OF_PATCHES = ("MAE", "SimMIM")
@@ -109,7 +107,6 @@ def default(
     encoder: str | None = None,
     encoder_args: dict[str, Any] | None = None,
     image_size: int | None = None,
-    resolution: Schedule | None = None,
     init: str | None = None,
     label: str | None = None,
     batch: int | None = None,
@@ -130,7 +127,6 @@ def default(
         encoder: as in Run.
         encoder_args: as in Run; where the encoder is chosen here, over what is chosen with it.
         image_size: as in Run.
-        resolution: as in Run.
         init: as in Run.
         label: as in Run.
         batch: as in Run.
@@ -163,14 +159,6 @@ def default(
     if image_size is None:
         image_size, reason = _image_size(seen, encoder, encoder_args or {})
         why.append(reason)
-    if resolution is None:
-        resolution = Constant(1.0)
-        if small is not None and small.early < 1 and encoder == "conv" and "plan" not in further:
-            resolution = Step(small.early, 1.0)
-            why.append(
-                f"views of {small.early:g} of the side in the first half of training: more steps "
-                "in the same time."
-            )
     if batch is None:
         batch, reason = _batch(seen, kind, small)
         why.append(reason)
@@ -200,8 +188,8 @@ def default(
         why.append(f"{k} prototypes: for {seen.images} items.")
     run = Run(
         method=method, method_args=method_args or {}, encoder=encoder,
-        encoder_args=encoder_args or {}, image_size=image_size, resolution=resolution, init=init,
-        data=data, label=label, batch=batch, steps=steps, seed=seed, optimiser=optimiser, **further,
+        encoder_args=encoder_args or {}, image_size=image_size, init=init, data=data, label=label,
+        batch=batch, steps=steps, seed=seed, optimiser=optimiser, **further,
     )  # fmt: skip
     return run, why
 
