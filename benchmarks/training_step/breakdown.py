@@ -25,7 +25,7 @@ from torch import nn
 
 from erg.data.source import open_source
 from erg.durable import write_atomically
-from erg.train.fit import open_data
+from erg.train.data import open_data
 from erg.train.folder import RunFolder
 from erg.train.loop import Data, Loop
 from erg.train.run import environment

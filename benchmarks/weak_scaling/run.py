@@ -32,8 +32,8 @@ def child(out: Path, steps: int) -> None:
     import torch
 
     from erg import distributed
+    from erg.data.cache import Cache
     from erg.data.scenes import world
-    from erg.train.fit import InMemory
     from erg.train.loop import Data, Loop
     from erg.train.processes import leave_group
     from erg.train.run import Run
@@ -44,7 +44,7 @@ def child(out: Path, steps: int) -> None:
     told = Run(
         method="SimCLR", encoder="resnet18", image_size=32, batch=BATCH * processes, steps=10_000
     )
-    data = Data(InMemory(list(images)), np.arange(1900), np.arange(1900, 2000))
+    data = Data(Cache.of(list(images)), np.arange(1900), np.arange(1900, 2000))
     loop = Loop(told, data, device=torch.device("cpu"), threads=0)
     for step in range(WARM):
         loop.step(step, loop.loader.batches(step))

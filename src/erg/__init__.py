@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from erg.recipes.default import Seen, default
     from erg.schedule import Constant, Cosine, Linear, Step, WarmupCosine
     from erg.testing import check_method
-    from erg.train.fit import Fitted, fit, load
+    from erg.train.fit import fit
+    from erg.train.fitted import Fitted, load
     from erg.train.health import Health
     from erg.train.run import Optimiser, Run
     from erg.views.plan import Augmentation, Masking, Plan, Tiles, two_views
@@ -35,7 +36,8 @@ _HOMES = {
     "recipes.default": ("Seen", "default"),
     "schedule": ("Constant", "Cosine", "Linear", "Step", "WarmupCosine"),
     "testing": ("check_method",),
-    "train.fit": ("Fitted", "fit", "load"),
+    "train.fit": ("fit",),
+    "train.fitted": ("Fitted", "load"),
     "train.health": ("Health",),
     "train.run": ("Optimiser", "Run"),
     "views.plan": ("Augmentation", "Masking", "Plan", "Tiles", "two_views"),

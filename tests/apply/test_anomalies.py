@@ -14,10 +14,12 @@ from erg.apply import normal
 from erg.apply.anomalies import Anomalies, anomalies, of_embeddings, picture
 from erg.apply.embed import Opened, embed, open_for, vectors_of
 from erg.apply.windows import localised
+from erg.data.cache import Cache
 from erg.encoders import build_encoder, save_encoder
 from erg.explore.anomaly import Maps, overlaid, places, windows
 from erg.methods.pca import PCA
-from erg.train.fit import Fitted, InMemory, fit
+from erg.train.fit import fit
+from erg.train.fitted import Fitted
 from erg.train.run import Run
 
 SIDE = 32
@@ -208,7 +210,7 @@ def test_windows_are_no_neighbours_of_their_own_image(tmp_path: Path) -> None:
     found = localised(tmp_path, images, window=16, stride=8, normal=images)
     at = places(SIDE, SIDE, 16, 8)
     cut = [windows(image, at, 16) for image in images]
-    flat = InMemory([piece for pieces in cut for piece in pieces])
+    flat = Cache.of([piece for pieces in cut for piece in pieces])
     opened = replace(open_for(encoder, images), images=flat, rows=np.arange(6 * len(at)))
     z = vectors_of(encoder, encoder, encoder, opened, opened.rows).astype(np.float64)
     z /= np.linalg.norm(z, axis=1, keepdims=True)

@@ -23,7 +23,8 @@ from erg.data.scenes import world
 from erg.data.source import DataError, open_source
 from erg.embeddings import Embeddings
 from erg.encoders import build_encoder, load_encoder, save_encoder
-from erg.train.fit import fit, load
+from erg.train.fit import fit
+from erg.train.fitted import load
 from erg.train.preempt import Stopped
 from erg.train.run import Run
 

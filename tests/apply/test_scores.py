@@ -15,7 +15,8 @@ from erg.data.manifest import Manifest
 from erg.data.scenes import world
 from erg.data.splits import hold_out, split
 from erg.evaluate.rank import rankme
-from erg.train.fit import Fitted, fit
+from erg.train.fit import fit
+from erg.train.fitted import Fitted
 from erg.train.run import Run
 
 

@@ -9,7 +9,7 @@ from erg.apply import ways
 from erg.apply.embed import open_for
 from erg.apply.ways import ENCODER, PCA_NAME, PIXELS, Ways, pixels_of
 from erg.encoders import build_encoder
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 from erg.train.run import Run
 
 

@@ -14,7 +14,7 @@ from erg.commands import finetune, options, show
 from erg.commands.options import where
 from erg.embeddings import Embeddings
 from erg.encoders import build_encoder, save_encoder
-from erg.train import fit, processes
+from erg.train import fitted, processes
 
 META = torch.device("meta")
 
@@ -122,7 +122,7 @@ def test_a_run_is_loaded_to_where_it_was_trained(
         raise Asked
 
     accelerators(monkeypatch, "cuda", 1)
-    monkeypatch.setattr(fit, "load", load)
+    monkeypatch.setattr(fitted, "load", load)
     monkeypatch.setattr(processes, "join", lambda own: own)
     with pytest.raises(Asked):
         carry_out(command, [*COMMANDS[command], *asked], places)
@@ -133,7 +133,7 @@ def test_a_run_is_loaded_to_where_it_was_trained(
 def test_a_device_that_is_not_there_is_said_before_anything_is_loaded(
     command: str, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "load", None)
+    monkeypatch.setattr(fitted, "load", None)
     with pytest.raises(ValueError, match="no device 'abacus' here"):
         carry_out(command, [*COMMANDS[command], "--device", "abacus"], places)
 

@@ -9,7 +9,7 @@ import pytest
 from erg.apply import scores
 from erg.commands import evaluate
 from erg.commands.evaluate import main
-from erg.train import fit, launch, processes
+from erg.train import fitted, launch, processes
 
 
 class Asked(Exception):
@@ -42,7 +42,7 @@ def test_a_run_is_judged_by_its_own_labels_on_its_own_data(
         return sets
 
     run = SimpleNamespace(run=SimpleNamespace(data="here", label="shape"), folder=Path("run"))
-    monkeypatch.setattr(fit, "load", lambda *_, **__: run)
+    monkeypatch.setattr(fitted, "load", lambda *_, **__: run)
     monkeypatch.setattr(scores, "score", score)
     monkeypatch.setattr(launch, "in_group", lambda: together)
     monkeypatch.setattr(processes, "join", lambda device: device)

@@ -11,8 +11,9 @@ from PIL import Image
 
 import erg
 from erg.cli import main
+from erg.commands.as_python import python_of
 from erg.commands.dry_run import dry_run
-from erg.commands.pretrain import look, python_of
+from erg.commands.pretrain import look
 from erg.data.scenes import world
 from erg.data.source import DataError, open_source
 from erg.durable import read_json

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
+from erg.data import budget, stream
 from erg.data import cache as module
-from erg.data import stream
+from erg.data.budget import default_budget, free_memory
 from erg.data.cache import (
     Cache,
     build_cache,
-    default_budget,
-    free_memory,
     open_images,
     open_vectors,
 )
@@ -59,7 +58,7 @@ def test_pixels_are_what_reading_gives(
 
 
 def test_one_pass(source: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_estimate", lambda *_: 0.0)
+    monkeypatch.setattr(module, "estimated_bytes", lambda *_: 0.0)
     _, images = open_images(source)
     assert source.reads == [1] * 14
     images.pixels(np.array([0, 1]))
@@ -69,7 +68,7 @@ def test_one_pass(source: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_budget_found_too_small_on_the_way(
     source: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_estimate", lambda *_: 0.0)
+    monkeypatch.setattr(module, "estimated_bytes", lambda *_: 0.0)
     file = tmp_path / "pixels"
     for where in (None, file):
         manifest, images = open_images(source, budget=10_000, file=where)
@@ -88,6 +87,15 @@ def test_no_pixel_is_copied(source: Counting) -> None:
     assert images.height[skipped].tolist() == [0, 0]
     with pytest.raises(ValueError, match=f"row {skipped[0]} was skipped"):
         images.pixels(np.array([0, skipped[0]]))
+
+
+def test_images_in_memory_come_back_as_they_were() -> None:
+    images = [RNG.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((2, 5), (4, 1), (3, 3))]
+    cache = Cache.of(images)
+    assert len(cache.height) == 3
+    found = cache.pixels(np.array([2, 0]))
+    np.testing.assert_array_equal(found.image(0), images[2])
+    np.testing.assert_array_equal(found.image(1), images[0])
 
 
 def test_cache_refuses_pixels_of_other_sizes() -> None:
@@ -343,12 +351,12 @@ def test_a_resumed_run_uses_its_cache_on_a_disk_that_it_filled(
     source: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, file = build_manifest(source), tmp_path / "pixels"
-    disk = int(3.6 * module._total(manifest, None))
+    disk = int(3.6 * budget.decoded_bytes(manifest, None))
 
     def usage(_: Path) -> SimpleNamespace:
         return SimpleNamespace(free=disk - (file.stat().st_size if file.exists() else 0))
 
-    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    monkeypatch.setattr(budget.shutil, "disk_usage", usage)
     assert isinstance(open_images(source, file=file)[1], Cache)
     source.reads = [0] * 14
     assert isinstance(open_images(source, file=file, manifest=manifest)[1], Cache)
@@ -364,7 +372,7 @@ def test_nothing_is_decoded_for_the_estimate(
     decoded: list[Any] = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded.append)
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", decoded.append)
-    assert module._estimate(source, 15) == 3 * 20 * 15
+    assert module.estimated_bytes(source, 15) == 3 * 20 * 15
     assert decoded == []
 
 
@@ -384,13 +392,13 @@ def test_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 << 20 < free_memory() < 1 << 50
     assert default_budget(None) == pytest.approx(free_memory() / 3, rel=0.5)
     assert default_budget(tmp_path / "not" / "there" / "yet") > 0
-    monkeypatch.setattr(module, "free_memory", lambda: 12)
+    monkeypatch.setattr(budget, "free_memory", lambda: 12)
     assert default_budget(None) == 4
 
 
 def test_estimate_is_close(source: Counting) -> None:
     manifest = build_manifest(source)
-    total = module._total(manifest, 8)
+    total = budget.decoded_bytes(manifest, 8)
     assert total == sum(source.read(i, 8).size for i in manifest.ok.tolist())
     readable = open_source([source.files[i] for i in manifest.ok])
-    assert module._estimate(readable, 8) == pytest.approx(total)
+    assert module.estimated_bytes(readable, 8) == pytest.approx(total)

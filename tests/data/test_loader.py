@@ -14,23 +14,23 @@ import pytest
 import torch
 from PIL import Image
 
+from erg.data.cache import Cache
 from erg.data.loader import Images, Loader
 from erg.data.manifest import build_manifest
 from erg.data.source import DataError, open_source
 from erg.data.stream import Stream
-from erg.train.fit import InMemory
 from erg.views import kernels
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, SIMCLR_SMALL, WHOLE, Augmentation, Masking, Plan, two_views
 from erg.views.types import Output
 
 PLAN = two_views(SIMCLR_SMALL)
-IMAGES = InMemory(list(np.random.default_rng(0).integers(0, 256, (32, 9, 8, 3), dtype=np.uint8)))
+IMAGES = Cache.of(list(np.random.default_rng(0).integers(0, 256, (32, 9, 8, 3), dtype=np.uint8)))
 
 
 def test_loader_order_covers_every_image_once_an_epoch() -> None:
     loader = Loader(
-        InMemory([np.zeros((4, 4, 3), np.uint8)] * 11), np.arange(100, 111) - 100, PLAN, batch=4,
+        Cache.of([np.zeros((4, 4, 3), np.uint8)] * 11), np.arange(100, 111) - 100, PLAN, batch=4,
         seed=0, image_size=4, mean=(0.5,) * 3, std=(0.5,) * 3,
     )  # fmt: skip
     assert loader.steps_per_epoch == 2
@@ -46,7 +46,7 @@ def test_loader_order_covers_every_image_once_an_epoch() -> None:
 def test_ranks_share_the_global_batch(world: int) -> None:
     def loader(rank: int, world: int) -> Loader:
         return Loader(
-            InMemory([np.full((4, 4, 3), i, np.uint8) for i in range(24)]), np.arange(24), PLAN,
+            Cache.of([np.full((4, 4, 3), i, np.uint8) for i in range(24)]), np.arange(24), PLAN,
             batch=12, seed=0, image_size=4, mean=(0.5,) * 3, std=(0.5,) * 3, rank=rank, world=world,
         )  # fmt: skip
 

@@ -21,7 +21,9 @@ from erg.data.source import DataError, open_source
 from erg.encoders import build_encoder, save_encoder
 from erg.train import fit as fitting
 from erg.train.checkpoint import state_hash
-from erg.train.fit import fit, load, with_masks
+from erg.train.data import with_masks
+from erg.train.fit import fit
+from erg.train.fitted import load
 from erg.train.preempt import Stopped
 from erg.train.run import Run
 from erg.views.plan import LIGHT, Augmentation, Masking, Plan, two_views

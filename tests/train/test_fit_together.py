@@ -29,7 +29,8 @@ from erg.data.cache import Cache
 from erg.data.masked import Masked, masks_of
 from erg.data.scenes import world
 from erg.data.source import DataError, open_source
-from erg.train.fit import fit, open_data
+from erg.train.data import open_data
+from erg.train.fit import fit
 from erg.train.folder import RunFolder
 from erg.train.launch import MARKER
 from erg.train.preempt import Stopped

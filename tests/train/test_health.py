@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from erg.data.cache import Cache
 from erg.data.loader import Loader
 from erg.train import features as embedding
 from erg.train import health as looking
 from erg.train.checkpoint import state_hash
 from erg.train.features import at_once
-from erg.train.fit import InMemory
 from erg.train.health import Health, Watched, energies, in_words
 from erg.train.run import Run
 from erg.views.plan import whole
@@ -20,7 +20,7 @@ from erg.views.plan import whole
 @pytest.fixture
 def watched() -> tuple[Run, Watched]:
     random = np.random.default_rng(0)
-    images = InMemory(list(random.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)))
+    images = Cache.of(list(random.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)))
     run = Run(method="SimCLR", encoder="conv", image_size=32)
     encoder = run.build().encoder
     loader = Loader(
@@ -154,7 +154,7 @@ def test_an_encoder_gone_bad_is_said_and_looking_goes_on(watched) -> None:
 def test_energies_of_a_method_that_knows_the_answer() -> None:
     """K-means whose prototypes are the images: F is 0 on them and large off them."""
     random = np.random.default_rng(0)
-    images = InMemory(list(random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)))
+    images = Cache.of(list(random.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)))
     method = Run(method="KMeans", method_args={"k": 8}, encoder="pixels", image_size=32).build()
     loader = Loader(
         images, np.arange(8), whole(), batch=8, seed=0, image_size=32,

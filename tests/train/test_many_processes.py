@@ -22,7 +22,8 @@ from erg import catalog
 from erg.data.manifest import Manifest, Row
 from erg.data.source import DataError
 from erg.train.checkpoint import Diverged
-from erg.train.fit import _check_same, fit
+from erg.train.data import check_same
+from erg.train.fit import fit
 from erg.train.folder import RunFolder
 from erg.train.loop import Loop
 from erg.train.run import Optimiser, Run
@@ -93,7 +94,7 @@ def reads_other_data(rank: int) -> str:
     row = Row("a.png", 0, 9, "0" * 32, 8, 8, "ok", "", None)
     lost = row._replace(status="skipped", reason="Gone.", height=0, width=0)
     try:
-        _check_same(Manifest.of([row, lost if rank else row]))
+        check_same(Manifest.of([row, lost if rank else row]))
     except DataError as error:
         return str(error)
     return "nothing"

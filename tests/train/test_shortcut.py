@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from erg.data.cache import Cache
 from erg.data.loader import Loader
 from erg.encoders import build_encoder
 from erg.method import Cell, Loss, Method
 from erg.methods.jigsaw import Jigsaw
 from erg.train import shortcut
 from erg.train.checkpoint import state_hash
-from erg.train.fit import InMemory
 from erg.train.health import Watched
 from erg.train.shortcut import (
     Shortcut,
@@ -106,7 +106,7 @@ def method(**arguments: Any) -> Knows:
 
 def watching(images: np.ndarray, plan: Plan, steps: int = 100) -> Watched:
     loader = Loader(
-        InMemory(list(images)), np.arange(4), plan, batch=4, seed=0, image_size=SIDE,
+        Cache.of(list(images)), np.arange(4), plan, batch=4, seed=0, image_size=SIDE,
         mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3),
     )  # fmt: skip
     held = np.arange(4, len(images))

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from erg import catalog
+from erg.data.cache import Cache
 from erg.durable import Unwritable
 from erg.method import Loss
 from erg.train import training
 from erg.train.checkpoint import Diverged, state_hash
-from erg.train.fit import InMemory
 from erg.train.folder import Busy, RunFolder
 from erg.train.health import Health
 from erg.train.loop import Data, Loop
@@ -52,7 +52,7 @@ def data(n: int = 40, held: int = 8, method: str = "SimCLR") -> Data:
     coarse = random.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     images = [np.kron(c, np.ones((8, 8, 1), dtype=np.uint8)) for c in coarse]
     rows = np.arange(n)
-    return Data(InMemory(images), rows[:-held], rows[-held:], rows % 3)
+    return Data(Cache.of(images), rows[:-held], rows[-held:], rows % 3)
 
 
 def a_run(method: str = "SimCLR", **changes: object) -> Run:

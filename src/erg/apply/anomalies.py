@@ -21,7 +21,7 @@ from erg.evaluate.intervals import Score
 from erg.evaluate.localisation import pixel_auroc
 from erg.evaluate.precision import average_precision_score
 from erg.explore.anomaly import Maps
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 
 
 @dataclass(frozen=True, eq=False)

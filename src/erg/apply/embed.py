@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from erg.data.ahead import ahead
 from erg.data.arrays import Tokens, Vectors
+from erg.data.budget import kept_side
+from erg.data.cache import Cache
 from erg.data.loader import Images
 from erg.data.manifest import Manifest, Row, default_threads, look_at, manifest_of
 from erg.data.source import Source, open_source
@@ -19,8 +21,9 @@ from erg.data.splits import hold_out
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash
+from erg.train.data import open_items
 from erg.train.features import check_takes, device_of, features, whole_images
-from erg.train.fit import Fitted, InMemory, open_items
+from erg.train.fitted import Fitted
 from erg.train.folder import RunFolder
 from erg.views.types import Views
 
@@ -84,7 +87,7 @@ def open_for(
     source = data if isinstance(data, Source) else open_source(data, label=label)
     check_source(encoder, source)
     manifest, images = open_items(
-        source, short_side=max(64, 2 * encoder.image_size), max_skipped=1.0, progress=progress
+        source, short_side=kept_side(encoder.image_size), max_skipped=1.0, progress=progress
     )
     if len(manifest.ok) < len(manifest):
         tell(manifest.summary())
@@ -299,7 +302,7 @@ def _as_they_come(
 
     def read() -> Generator[list[np.ndarray], None, None]:
         held: list[np.ndarray] = []
-        looked = look_at(source, short_side=max(64, 2 * encoder.image_size), items=items)
+        looked = look_at(source, short_side=kept_side(encoder.image_size), items=items)
         for row, item in looked:
             rows.append(row)
             if item is None:
@@ -314,7 +317,7 @@ def _as_they_come(
     def made() -> Generator[Views, None, None]:
         for held in read():
             yield from whole_images(
-                np.stack(held) if source.kind == "array" else InMemory(held),
+                np.stack(held) if source.kind == "array" else Cache.of(held),
                 np.arange(len(held)), image_size=encoder.image_size,
                 mean=encoder.mean, std=encoder.std, batch=batch, threads=default_threads(),
                 pin=device.type == "cuda",

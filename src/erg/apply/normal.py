@@ -15,7 +15,7 @@ from erg.apply.ways import pixels_of
 from erg.encoders import Encoder, load_encoder
 from erg.explore.anomaly import OF_EMBEDDINGS, OF_PIXELS, by_neighbours
 from erg.train.features import device_of
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 from erg.views.types import View
 
 ENERGY = "energy"

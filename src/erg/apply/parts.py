@@ -35,7 +35,7 @@ from erg.embeddings import Embeddings, merge
 from erg.encoders import Encoder
 from erg.train.checkpoint import state_hash
 from erg.train.features import device_of
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 from erg.train.preempt import Stopped, Watch
 from erg.train.processes import leave_group
 

@@ -17,7 +17,7 @@ from erg.durable import write_atomically
 from erg.explore.neighbours import panels
 from erg.explore.project import project
 from erg.train.features import at_once
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 from erg.train.health import HELD_EPOCH, record_energies
 from erg.views.pixels import Pixels
 from erg.views.types import View, Views

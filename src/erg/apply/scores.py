@@ -32,7 +32,7 @@ from erg.evaluate.knn import knn_accuracy
 from erg.evaluate.linear import linear_accuracy
 from erg.evaluate.rank import alignment, rankme, uniformity
 from erg.evaluate.retrieval import recall_at_1
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 
 RETRIEVED = 1000
 VOTERS = {"knn20": (20, 0.07), "knn200": (200, 0.1)}

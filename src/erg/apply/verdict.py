@@ -8,7 +8,7 @@ import numpy as np
 from erg.apply.ways import BASELINES, ENCODER
 from erg.catalog import find
 from erg.evaluate.intervals import clear, difference
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 
 TITLES = {
     "knn20": "20-NN accuracy",

@@ -15,7 +15,7 @@ from erg.data.manifest import default_threads
 from erg.encoders import Encoder, load_encoder
 from erg.evaluate.baselines import PCA
 from erg.train.features import at_once, device_of, features, whole_images
-from erg.train.fit import Fitted
+from erg.train.fitted import Fitted
 from erg.views.plan import LIGHT, Plan
 from erg.views.types import View
 

@@ -11,8 +11,9 @@ import torch
 from erg.apply.anomalies import Anomalies, told
 from erg.apply.embed import Opened, Tell
 from erg.apply.normal import Looks, Used, both, fit_energies, looked
+from erg.data.cache import Cache
 from erg.explore.anomaly import Maps, places, windows
-from erg.train.fit import Fitted, InMemory
+from erg.train.fitted import Fitted
 
 WINDOWS = 20_000
 """Windows of normal images that others are compared with; more only take longer."""
@@ -127,7 +128,7 @@ def _cut(
 def _as_items(opened: Opened, cut: list[np.ndarray]) -> Opened:
     """Windows in the place of the images they were cut from."""
     return replace(
-        opened, images=InMemory(cut), rows=np.arange(len(cut)), labels=None, known={}
+        opened, images=Cache.of(cut), rows=np.arange(len(cut)), labels=None, known={}
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def anomalies_(
     from erg.durable import explained
     from erg.embeddings import Embeddings
     from erg.encoders import load_encoder
-    from erg.train.fit import load
+    from erg.train.fitted import load
 
     if model.is_file():
         of_images = given(

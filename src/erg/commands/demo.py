@@ -24,7 +24,8 @@ def demo(*, out: Path = Path("demo"), images: int = 6000, seconds: float = 70.0)
     """
     from dataclasses import replace
 
-    from erg.commands.pretrain import finish, python_of
+    from erg.commands.as_python import python_of
+    from erg.commands.pretrain import finish
     from erg.commands.show import compiling, counting, tell, training
     from erg.data.source import open_source
     from erg.train.fit import fit

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from erg.data.budget import kept_side
 from erg.data.cache import Cache
 from erg.data.manifest import Manifest, Row, look_at
 from erg.data.masked import Masked, masks_of
@@ -36,7 +37,7 @@ def dry_run(
 
     from erg.commands.show import tell
     from erg.encoders import parameter_count
-    from erg.train.fit import check_masks_serve, with_size
+    from erg.train.data import check_masks_serve, with_size
     from erg.train.loop import Data, Loop
 
     masks = None
@@ -47,7 +48,7 @@ def dry_run(
     at_once = run.batch // run.accumulate
     few = min(max(64, min(at_once, 512)), len(source))
     chosen = np.linspace(0, len(source) - 1, few).astype(int).tolist()
-    short_side = max(64, 2 * run.image_size)
+    short_side = kept_side(run.image_size)
     looked = list(look_at(source, short_side=short_side, items=chosen))
     images = [item for _, item in looked if item is not None]
     skipped = len(looked) - len(images)

@@ -50,7 +50,7 @@ def embed(options: Options, arguments: list[str]) -> int:
     from erg.apply.embed import embedder
     from erg.apply.parts import embed_to_file
     from erg.commands.show import compiling, counting, tell
-    from erg.train.fit import load
+    from erg.train.fitted import load
     from erg.train.processes import join
 
     wanted = where(options.device)

@@ -51,7 +51,7 @@ def evaluate(options: Options, arguments: list[str]) -> int:
     from erg.commands.options import where
     from erg.commands.show import compiling, tell
     from erg.durable import write_atomically
-    from erg.train.fit import load
+    from erg.train.fitted import load
     from erg.train.processes import join
 
     device = where(options.device)

@@ -61,7 +61,7 @@ def finetune_(
     from erg.commands.show import compiling, console, tell
     from erg.durable import explained, write_atomically
     from erg.encoders import load_encoder
-    from erg.train.fit import load
+    from erg.train.fitted import load
 
     check_seed(seed)
     of_run = is_run(model, method)

@@ -71,7 +71,7 @@ def layers_(
     from erg.durable import write_atomically
     from erg.encoders import load_encoder
     from erg.evaluate.intervals import clear, difference
-    from erg.train.fit import load
+    from erg.train.fitted import load
 
     place = where(device)
     fitted = load(run, method=method, device=str(place))

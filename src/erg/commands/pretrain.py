@@ -1,9 +1,8 @@
 """erg pretrain: learn an encoder from images without labels."""
 
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -185,6 +184,7 @@ def pretrain(options: Options, given: Given, arguments: list[str]) -> int:
 
 def _pretrain_here(options: Options, given: Given, arguments: list[str], started: float) -> int:
     """In this process, perhaps one of several."""
+    from erg.commands.as_python import python_of
     from erg.commands.show import compiling, counting, tell, training
     from erg.train.fit import fit
     from erg.train.launch import leads
@@ -348,36 +348,6 @@ def look(source: Any) -> Any:
     return Seen(n, int(np.median(sides)), torch.cuda.is_available())
 
 
-def python_of(run: Any, minutes: float | None) -> str:
-    """The Python that does the same."""
-    limit = f", minutes={minutes:g}" if minutes else ""
-    return f"In Python: erg.fit({_as_python(run)}{limit})"
-
-
-def _as_python(value: Any) -> str:
-    """A value as Python to be pasted behind `import erg`; of data types what is not the default."""
-    if is_dataclass(value) and not isinstance(value, type):
-        told = [
-            f"{field.name}={_as_python(getattr(value, field.name))}"
-            for field in fields(value)
-            if getattr(value, field.name) != _default(field)
-        ]
-        return f"erg.{type(value).__name__}({', '.join(told)})"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {_as_python(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, tuple):
-        inside = ", ".join(_as_python(v) for v in value)
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"float({str(value)!r})"
-    return repr(value)
-
-
-def _default(field: Any) -> Any:
-    """Of a field of a data type; MISSING where there is none."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
 def finish(fitted: Any, source: Any, label: str | None) -> None:
     """Score, draw and write the page.
 
@@ -392,7 +362,7 @@ def finish(fitted: Any, source: Any, label: str | None) -> None:
     from erg.commands.show import counting, tell, warn
     from erg.durable import write_atomically
     from erg.report.build import write_report
-    from erg.train.fit import with_masks
+    from erg.train.data import with_masks
 
     with counting("Reading images") as progress:
         opened = open_for(fitted.encoder, source, label=label, progress=progress)

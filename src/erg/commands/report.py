@@ -45,7 +45,8 @@ def report_(
         from erg.apply.embed import open_for
         from erg.apply.pictures import draw_pictures
         from erg.data.source import open_source
-        from erg.train.fit import load, with_masks
+        from erg.train.data import with_masks
+        from erg.train.fitted import load
 
         fitted = load(run, method=method, device=str(where(device)))
         if not fitted.run.data:

@@ -155,7 +155,7 @@ def _name(items: Any, i: int) -> str:
 def _embedded(model: Path, query: str, method: str | None, device: str | None) -> Any:
     from erg.apply.embed import embed
     from erg.commands.options import is_run, where
-    from erg.train.fit import load
+    from erg.train.fitted import load
 
     of_run, place = is_run(model, method), where(device)
     chosen = load(model, method=method, device=str(place)) if of_run else model

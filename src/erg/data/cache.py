@@ -7,10 +7,8 @@ file is noticed and made again.
 
 import glob
 import json
-import math
-import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -18,10 +16,9 @@ from typing import BinaryIO
 import numpy as np
 import PIL
 
-from erg.data.decode import shrunk
+from erg.data.budget import decoded_bytes, decoded_sizes, default_budget, estimated_bytes
 from erg.data.manifest import Manifest, build_manifest, in_threads
-from erg.data.opening import MAX_PIXELS, UnreadableImage, opened
-from erg.data.source import DataError, Item, Source
+from erg.data.source import DataError, Source
 from erg.data.stream import Stream, read_again
 from erg.durable import FULL, partial_name, read_json, settle, whole_file
 from erg.views.pixels import Pixels
@@ -33,8 +30,6 @@ Progress = Callable[[int, int], None]
 
 Share = Callable[[Callable[[], tuple[Manifest, bool]]], tuple[Manifest, bool]]
 """Calls a function in one of several processes, and returns in all of them what it returned."""
-
-_SAMPLE = 64  # items whose headers are read to estimate the size of all
 
 
 class Cache:
@@ -55,6 +50,12 @@ class Cache:
                 f"{len(flat):,} bytes of pixels are not the {ends[-1]:,} bytes of images of these "
                 "sizes. Decode the images again."
             )
+
+    @classmethod
+    def of(cls, images: Sequence[np.ndarray]) -> "Cache":
+        """Of decoded images, uint8 [h w 3] each, which are copied."""
+        packed = Pixels.pack(images)
+        return cls(packed.flat, np.stack([packed.height, packed.width], axis=1))
 
     def pixels(self, rows: np.ndarray) -> Pixels:
         """The images of some rows; no pixel is copied.
@@ -114,14 +115,14 @@ def open_images(
         allowed = default_budget(file) if budget is None else budget
         if manifest is not None:
             _check_length(source, manifest)
-            if _total(manifest, short_side) > allowed:
+            if decoded_bytes(manifest, short_side) > allowed:
                 return manifest, False
             cache = build_cache(
                 source, manifest, short_side=short_side, file=file, threads=threads,
                 progress=progress,
             )  # fmt: skip
             return manifest, True
-        fits = _estimate(source, short_side) <= allowed
+        fits = estimated_bytes(source, short_side) <= allowed
         with _Writer(file, allowed if fits else 0) as writer:
             made = build_manifest(
                 source,
@@ -216,7 +217,7 @@ def build_cache(
     Raises:
         DataError: an item has changed or can no longer be read, or all exceed the budget.
     """
-    total = _total(manifest, short_side)
+    total = decoded_bytes(manifest, short_side)
     if budget is not None and total > budget:
         raise DataError(
             f"the decoded images take {total:,} bytes, more than the budget of {budget:,}. Raise "
@@ -330,12 +331,12 @@ def _about(manifest: Manifest, short_side: int | None, size: int) -> dict[str, o
 def _in_file(file: Path, manifest: Manifest, short_side: int | None) -> Cache:
     """The cache in a file, of which no more than its length is checked."""
     flat = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
-    return Cache(flat, _sizes(manifest, short_side))
+    return Cache(flat, decoded_sizes(manifest, short_side))
 
 
 def _reuse(file: Path, manifest: Manifest, short_side: int | None) -> Cache | None:
     """The cache in a file; None where it is missing, damaged, or of something else."""
-    expected = _about(manifest, short_side, _total(manifest, short_side))
+    expected = _about(manifest, short_side, decoded_bytes(manifest, short_side))
     try:
         about = read_json(_sidecar(file))
         checksum = about.pop("crc32")
@@ -348,70 +349,3 @@ def _reuse(file: Path, manifest: Manifest, short_side: int | None) -> Cache | No
     for start in range(0, len(found.flat), 1 << 24):
         read = zlib.crc32(found.flat[start : start + (1 << 24)].data, read)
     return found if read == checksum else None
-
-
-# Budget --------------------------------------------------------------------------------------
-
-
-def _sizes(manifest: Manifest, short_side: int | None) -> np.ndarray:
-    """Height and width of every decoded image [pixels]."""
-    sizes, which = np.unique(manifest.sizes, axis=0, return_inverse=True)
-    small = [shrunk((int(h), int(w)), short_side) for h, w in sizes]
-    return np.array(small, dtype=np.int64)[which.reshape(-1)]
-
-
-def _total(manifest: Manifest, short_side: int | None) -> int:
-    """Size of all decoded images [bytes]."""
-    return 3 * int(_sizes(manifest, short_side).prod(axis=1).sum())
-
-
-def _estimate(source: Source, short_side: int | None) -> float:
-    """Size of all decoded images [bytes], from the headers of some of them."""
-    rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).round().astype(int))
-    sizes = []
-    for i in rows.tolist():
-        try:
-            item = source.item(i)
-            sizes.append(3 * math.prod(shrunk(_stored_size(item), short_side)))
-        except (UnreadableImage, OSError):
-            continue  # the pass over all items reports it
-    return len(source) * float(np.mean(sizes)) if sizes else 0.0
-
-
-def _stored_size(item: Item) -> tuple[int, int]:
-    """The two sides of an image [pixels], not turned: for that some formats are decoded whole."""
-    if isinstance(item, np.ndarray):
-        return item.shape[0], item.shape[1]
-    with opened(item, MAX_PIXELS) as image:
-        return image.size
-
-
-def default_budget(file: Path | None) -> int:
-    """A third of what is free [bytes]: of the disk the file will lie on, or of the memory."""
-    if file is None:
-        return free_memory() // 3
-    folder = file.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    own = file.stat().st_size if file.exists() else 0  # of this run, from before it was stopped
-    return (shutil.disk_usage(folder).free + own) // 3
-
-
-def free_memory() -> int:
-    """Memory [bytes] that can be taken without swapping, within the limit of a container.
-
-    Where the system does not tell (other than Linux), 4 GiB are assumed.
-    """
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        values = {name: rest.split()[0] for name, _, rest in (x.partition(":") for x in lines)}
-        free = int(values["MemAvailable"]) * 1024
-    except (OSError, KeyError, ValueError, IndexError):
-        return 4 << 30
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no limit, which is the word "max"
-        pass
-    return max(free, 0)

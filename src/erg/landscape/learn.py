@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from erg.data.cache import Cache
 from erg.data.loader import Loader
 from erg.method import Method
-from erg.train.fit import InMemory
 from erg.train.optim import build_optimiser
 from erg.train.run import Optimiser, Run
 from erg.views.plan import Plan
@@ -61,7 +61,7 @@ def check_steps(steps: int, least: int) -> None:
 
 def learn(
     untrained: Method,
-    points: Float[Tensor, "n d"] | InMemory,
+    points: Float[Tensor, "n d"] | Cache,
     *,
     steps: int = 2000,
     batch: int = 256,
@@ -86,7 +86,7 @@ def learn(
     model, plan = untrained, plan or untrained.plan()
     trained = build_optimiser(optimiser, model)
     images = points.numpy() if isinstance(points, Tensor) else points
-    count = len(points.packed.height) if isinstance(points, InMemory) else len(points)
+    count = len(points.height) if isinstance(points, Cache) else len(points)
     loader = Loader(
         images, np.arange(count), plan, batch=batch, seed=seed,
         image_size=model.encoder.image_size, mean=model.encoder.mean, std=model.encoder.std,
@@ -120,7 +120,7 @@ def watch_in(model: Method, watch: Callable[[int], None], done: int) -> None:
 
 
 @torch.no_grad()
-def _after_epoch(model: Method, points: Tensor | InMemory) -> None:
+def _after_epoch(model: Method, points: Tensor | Cache) -> None:
     if type(model).after_epoch is not Method.after_epoch:
         assert isinstance(points, Tensor), f"{type(model).__name__} needs vectors"
         model.after_epoch(model.encoder(points))

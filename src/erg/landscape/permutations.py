@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from erg import noise
+from erg.data.cache import Cache
 from erg.evaluate.linear import linear_accuracy
 from erg.landscape.draw import Canvas, Figure
 from erg.landscape.learn import learn, method
 from erg.landscape.pictures import Digits, digits
 from erg.parts.tiles import far_orders
-from erg.train.fit import InMemory
 from erg.train.run import Optimiser
 
 SIDE = 24
@@ -106,7 +106,7 @@ def score(name: str, orders: Tensor, found: Digits, steps: int, seed: int) -> fl
         replace(view, flip=0.0, crop=(0.6, 1.0), jitter=0.0, grey=0.0) for view in plan.main
     )
     cut = replace(cut, tiles=replace(cut.tiles, orders=chosen))
-    images = InMemory(list((255 * enlarged(found.train)).byte().permute(0, 2, 3, 1).numpy()))
+    images = Cache.of(list((255 * enlarged(found.train)).byte().permute(0, 2, 3, 1).numpy()))
     learn(
         model, images, steps=steps, batch=64, plan=replace(plan, main=(*views, cut)), seed=seed,
         optimiser=Optimiser(lr=3e-3, weight_decay=0.0),

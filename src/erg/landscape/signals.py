@@ -8,10 +8,10 @@ from sklearn.datasets import load_sample_image
 
 from erg.apply import denoise, inpaint
 from erg.data.audio import mix
+from erg.data.cache import Cache
 from erg.evaluate.audio import si_sdr
 from erg.evaluate.restoration import psnr
 from erg.landscape.draw import Canvas, Figure
-from erg.train.fit import InMemory
 from erg.views.random import uniform
 
 RATE = 8000
@@ -138,7 +138,7 @@ class Overlay(Figure):
         last = len(pieces) // 8
         rows = np.arange(len(pieces))
         network = inpaint.train_inpainter(
-            InMemory(pieces), rows[last:], size=side, steps=steps, seed=seed
+            Cache.of(pieces), rows[last:], size=side, steps=steps, seed=seed
         )
         shown: list[dict[str, np.ndarray]] = []
         found: dict[str, list[float]] = {way: [] for way in SHOWN}

@@ -4,196 +4,41 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from erg import catalog, distributed
-from erg.data.cache import Cache, Share, default_budget, open_images, open_vectors
-from erg.data.loader import Images
-from erg.data.manifest import Manifest
-from erg.data.masked import Masked, masks_of, open_masks
-from erg.data.source import DataError, Source, open_source
-from erg.data.splits import hold_out
-from erg.data.stream import Stream
-from erg.encoders import Encoder, load_encoder, save_encoder
-from erg.method import Method
+from erg import distributed
+from erg.data.masked import Masked, masks_of
+from erg.data.source import Source, open_source
+from erg.encoders import save_encoder
 from erg.train.checkpoint import load_checkpoint
-from erg.train.features import at_once, device_of, features, whole_images
+from erg.train.data import (
+    check_masks_serve,
+    check_same,
+    open_data,
+    takes_masks,
+    where_kept,
+    with_size,
+)
+from erg.train.features import at_once
+from erg.train.fitted import Fitted, begun_with, load, rebuilt
 from erg.train.folder import RunFolder
 from erg.train.health import HELD_EPOCH, Health, Observer, record_energies
 from erg.train.launch import in_group, leads, relaunch, restarted
-from erg.train.loop import Data, Loop
+from erg.train.loop import Loop
 from erg.train.preempt import INTERRUPTED, STOPPED, Leave, Stopped
 from erg.train.processes import (
     fabric_for,
     leave_group,
     machine,
-    once_a_machine,
     several_processes,
 )
 from erg.train.run import Run, environment
 from erg.train.shortcut import Shortcut
 from erg.train.training import Progress, measured, train
-from erg.views.pixels import Pixels
-from erg.views.plan import Plan
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A trained method and where it lies.
-
-    Args:
-        run: what was done.
-        folder: of the run.
-        method: trained, in evaluation mode.
-    """
-
-    run: Run
-    folder: Path
-    method: Method
-
-    @property
-    def encoder(self) -> Encoder:
-        """The trained encoder alone."""
-        return self.method.encoder
-
-    def embed(self, images: np.ndarray | Sequence[Image.Image | np.ndarray]) -> np.ndarray:
-        """Vectors [n d] of uint8 images [n h w 3], of a list of them or of PIL images."""
-        arrays = [np.asarray(i.convert("RGB") if isinstance(i, Image.Image) else i) for i in images]
-        for array in arrays:
-            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-                raise ValueError(
-                    f"embed takes uint8 images [h w 3] (got {array.dtype} {list(array.shape)}). "
-                    "Convert them, or give PIL images."
-                )
-        device = device_of(self.method)
-        encoder = self.method.encoder
-        views = whole_images(
-            InMemory(arrays), np.arange(len(arrays)), image_size=encoder.image_size,
-            mean=encoder.mean, std=encoder.std,
-        )  # fmt: skip
-        autocast = self.run.autocast(device)
-        return features(self.method.encode, self.method, views, device=device, autocast=autocast)
-
-
-class InMemory:
-    """Decoded images of any sizes as a source of pixels."""
-
-    def __init__(self, arrays: list[np.ndarray]) -> None:
-        self.packed = Pixels.pack(arrays)
-
-    def pixels(self, rows: np.ndarray) -> Pixels:
-        p = self.packed
-        return Pixels(p.flat, p.offset[rows], p.height[rows], p.width[rows])
-
-
-def open_data(
-    source: Source,
-    folder: RunFolder,
-    *,
-    image_size: int,
-    label: str | None = None,
-    masks: Source | None = None,
-    hold: int = 1000,
-    max_skipped: float = 0.2,
-    budget: int | None = None,
-    resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Data, Manifest]:
-    """Look at every item once, decode what fits, and hold some out of training.
-
-    Images, and their masks if there are any, are kept at twice the encoder's size (shorter side),
-    enough for crops of a quarter of the area at full sharpness. Of several processes, whose group
-    has to be there, the first of each machine decodes them, and all read its file.
-    """
-    frozen = Manifest.load(folder.manifest) if resume and folder.manifest.exists() else None
-    number, ranks = machine()
-    file, machines = folder.cache(number), distributed.world() // len(ranks)
-    if budget is None and machines > 1:  # which may have the folder, and so its disk, in common
-        budget = default_budget(file) // machines
-    manifest, images = open_items(
-        source,
-        short_side=_short_side(image_size),
-        max_lost=max_skipped,
-        file=file,
-        budget=budget,
-        max_skipped=max_skipped,
-        manifest=frozen,
-        share=once_a_machine,
-        progress=progress,
-    )
-    if masks is not None:
-        assert isinstance(images, Cache | Stream)  # others have no masks
-        images = open_masks(
-            images, manifest, masks, short_side=_short_side(image_size),
-            file=file.with_name(f"{file.name}.masks"), budget=budget,
-            found=Manifest.load(_masks_file(folder)) if frozen is not None else None,
-            share=once_a_machine, progress=progress,
-        )  # fmt: skip
-    chosen, held = hold_out(manifest, share=0.05, at_most=hold)
-    labels = manifest.labels[0] if label is not None else None
-    return Data(images, chosen, held, labels, manifest.hashes[held]), manifest
-
-
-def _short_side(image_size: int) -> int:
-    return max(64, 2 * image_size)
-
-
-def _masks_file(folder: RunFolder) -> Path:
-    return folder.path / "masks.parquet"
-
-
-def with_masks(
-    fitted: Fitted, images: Images | np.ndarray, manifest: Manifest, source: Source
-) -> Images | np.ndarray:
-    """Images of a run's data with the masks that it was trained with, if any, read when asked for.
-
-    Args:
-        fitted: a run whose folder says which masks there were.
-        images: as sharp as in training; vectors, which have no masks, come back as they are.
-        manifest: of the images.
-        source: of the images.
-    """
-    if fitted.run.mask is None or not isinstance(images, Cache | Stream):
-        return images
-    return open_masks(
-        images, manifest, masks_of(source, fitted.run.mask), budget=0,
-        short_side=_short_side(fitted.run.image_size),
-        found=Manifest.load(_masks_file(RunFolder(fitted.folder))),
-    )  # fmt: skip
-
-
-def open_items(
-    source: Source,
-    *,
-    short_side: int,
-    file: Path | None = None,
-    budget: int | None = None,
-    max_skipped: float = 0.2,
-    max_lost: float = 0.0,
-    manifest: Manifest | None = None,
-    share: Share | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Manifest, Images | np.ndarray]:
-    """The manifest of a source, and its images (for sources of vectors or tokens, these [n d])."""
-    if source.kind == "array":
-        return open_vectors(source, max_skipped=max_skipped, manifest=manifest, progress=progress)
-    return open_images(
-        source,
-        short_side=short_side,
-        file=file,
-        budget=budget,
-        max_skipped=max_skipped,
-        max_lost=max_lost,
-        manifest=manifest,
-        share=share,
-        progress=progress,
-    )
 
 
 def fit(
@@ -285,15 +130,15 @@ def fit(
                     budget=None if cache_gb is None else int(cache_gb * 1e9),
                 )  # fmt: skip
                 tell(manifest.summary())
-                tell(_kept(opened.images))
+                tell(where_kept(opened.images))
                 run = with_size(run, len(manifest))
                 loop = Loop(
-                    run, opened, device=where, like=_begun_with(run, folder) if resume else None
+                    run, opened, device=where, like=begun_with(run, folder) if resume else None
                 )
-                _check_same(manifest)
+                check_same(manifest)
             if isinstance(opened.images, Masked):
                 tell(opened.images.summary())
-            elif _takes_masks(loop.loader.plan):
+            elif takes_masks(loop.loader.plan):
                 tell("Backgrounds stay in all views, since no masks were given (--mask).")
             try:
                 watching = (Shortcut(), Health()) if observers is None else observers
@@ -305,7 +150,7 @@ def fit(
                 if lead:
                     manifest.save(folder.manifest)
                     if isinstance(opened.images, Masked):
-                        opened.images.found.save(_masks_file(folder))
+                        opened.images.found.save(folder.masks)
                     folder.write_run({**run.to_json(), "environment": environment()})
                     # Also of a run that was killed before it came here: nothing is loaded yet.
                     if not (folder.encoder_start / "config.json").exists():
@@ -347,59 +192,6 @@ def _free_folder(run: Run, device: torch.device | None) -> Path:
     return Path(chosen[0])
 
 
-def _check_same(manifest: Manifest) -> None:
-    """Whether all processes read the same: their orders and hold-outs follow from it.
-
-    Raises:
-        DataError: a file was there, or could be read, for some of them alone.
-    """
-    if not distributed.active():
-        return
-    everyone: list[Any] = [None] * distributed.world()
-    torch.distributed.all_gather_object(everyone, (manifest.identity, len(manifest.ok)))
-    if len(set(everyone)) != 1:
-        raise DataError(
-            "the processes do not read the same data: a file is there, or can be read, for some of "
-            "them alone. Give all of them the same, and start again."
-        )
-
-
-def _kept(images: Images | np.ndarray) -> str:
-    """Where the decoded images are."""
-    read = images.images if isinstance(images, Masked) else images
-    if isinstance(read, Stream):
-        return (
-            "Decoded whenever they are used, since all of them take more room than they may "
-            "(--cache-gb)."
-        )
-    flat = read.flat if isinstance(read, Cache) else np.asarray(read)
-    where = "in memory"
-    if isinstance(flat.base, np.memmap):
-        where = "on disk, for all processes of a machine" if distributed.active() else "on disk"
-    return f"Decoded once: {flat.nbytes / 1e6:,.1f} MB {where}."
-
-
-def _takes_masks(plan: Plan) -> bool:
-    return any(view.background > 0 for view in (*plan.main, *plan.local))
-
-
-def check_masks_serve(run: Run, rows: int) -> None:
-    """Refuse masks for a plan without them, before anything is decoded."""
-    plan = run.plan or replace(with_size(run, rows), init=None).build().plan()
-    if not _takes_masks(plan):
-        raise ValueError(
-            f"no view of {run.method} is made with masks, so they would change nothing. Leave "
-            "--mask out, use RELICv2, or a plan with a background above 0."
-        )
-
-
-def with_size(run: Run, rows: int) -> Run:
-    """Methods that remember every image are told how many there are."""
-    if "size" in catalog.arguments(catalog.find(run.method)) and "size" not in run.method_args:
-        return replace(run, method_args={**run.method_args, "size": rows})
-    return run
-
-
 def _in_processes(
     run: Run, folder: Path, devices: int, resume: bool, options: dict[str, Any]
 ) -> Fitted:
@@ -414,7 +206,7 @@ def _in_processes(
         command = ["pretrain", *arguments, "--method", run.method, "--no-report"]
         code = relaunch(command, devices)
     if code in (STOPPED, INTERRUPTED):
-        built = _rebuilt(run, RunFolder(folder))
+        built = rebuilt(run, RunFolder(folder))
         saved = load_checkpoint(RunFolder(folder).checkpoints, built, None)
         raise Stopped(code, saved.step if saved else 0)
     if code:
@@ -432,32 +224,6 @@ def _record_start(loop: Loop, folder: RunFolder) -> None:
     views = loop.loader.make(loop.data.held[:few], epoch=HELD_EPOCH)
     (pictures / "energies.json").unlink(missing_ok=True)
     record_energies(pictures / "energies.json", loop.method, views, "before")
-
-
-def load(path: str | Path, *, method: str | None = None, device: str = "cpu") -> Fitted:
-    """A finished or stopped run from its folder, with the weights of its newest checkpoint.
-
-    Raises:
-        ValueError: no run folder, or no checkpoint.
-    """
-    folder = RunFolder(Path(path))
-    run = Run.from_json(folder.read_run(), method=method)
-    built = _rebuilt(run, folder, device)
-    if load_checkpoint(folder.checkpoints, built, None) is None:
-        raise ValueError(f"{path} has no checkpoint yet. Let the run reach its first one.")
-    return Fitted(run, folder.path, built.eval())
-
-
-def _begun_with(run: Run, folder: RunFolder) -> Encoder | None:
-    """The encoder that a run started from, where it was one that has come from elsewhere."""
-    if run.init is None or not (folder.encoder_start / "config.json").exists():
-        return None
-    return load_encoder(folder.encoder_start)
-
-
-def _rebuilt(run: Run, folder: RunFolder, device: str = "cpu") -> Method:
-    """The method of a run, whose weights a checkpoint holds."""
-    return replace(run, init=None).build(device, like=_begun_with(run, folder))
 
 
 def next_folder(run: Run) -> Path:

@@ -43,6 +43,7 @@ class RunFolder:
         self.path = path
         self.run_file = path / "run.json"
         self.manifest = path / "manifest.parquet"
+        self.masks = path / "masks.parquet"
         self.checkpoints = path / "checkpoints"
         self.encoder_start = path / "encoder_start"
         self.encoder = path / "encoder"

@@ -1,12 +1,11 @@
 """Run: everything a training run is, as frozen data that can be written down and repeated."""
 
-import dataclasses
 import math
 import os
 import platform
 import reprlib
 import types
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,6 +16,7 @@ from erg.encoders import Encoder, build_encoder
 from erg.method import Method
 from erg.parts.convolution import with_right_gradients
 from erg.schedule import Constant, Schedule, WarmupCosine
+from erg.train.plain import damaged, fits, in_words, made, plain, restored
 from erg.views.plan import Augmentation, Masking, Plan, Tiles
 from erg.views.random import Purpose, bits
 
@@ -216,7 +216,7 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; `from_json` reads it back."""
-        return {"format": FORMAT, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+        return {"format": FORMAT, **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], *, method: str | None = None) -> "Run":
@@ -238,9 +238,9 @@ class Run:
         known = {f.name for f in fields(cls)}
         told = {name: value for name, value in data.items() if name in known}
         try:
-            run: Run = _made(cls, {name: _thing(value, name) for name, value in told.items()})
+            run: Run = made(cls, {name: restored(told[name], _KINDS, name) for name in told})
         except RecursionError:
-            raise _damaged("it is nested too deeply") from None
+            raise damaged("it is nested too deeply") from None
         if run.method not in catalog.names() and method != run.method:
             raise ValueError(
                 f"the run's method {run.method!r} is not in the catalogue. If it is code you "
@@ -275,71 +275,11 @@ def environment() -> dict[str, str]:
     }
 
 
-_DATA = {kind.__name__: kind for kind in (Plan, Augmentation, Masking, Tiles, Optimiser)}
-
-
-def _plain(value: Any) -> Any:
-    """Frozen data as JSON: dataclasses carry their name, infinities are spelled out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inner = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        return {"type": type(value).__name__, **inner}
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and math.isinf(value):
-        return {"type": "float", "value": str(value)}
-    return value
-
-
-def _thing(value: Any, place: str) -> Any:
-    """Undo `_plain` for what stands at a place; only the data types named here are ever made."""
-    if isinstance(value, list):
-        return tuple(_thing(inner, f"{place}[{i}]") for i, inner in enumerate(value))
-    if not isinstance(value, dict):
-        return value
-    inner = {
-        name: _thing(item, _within(place, name)) for name, item in value.items() if name != "type"
-    }
-    name = value.get("type")
-    if name is None:
-        return inner
-    if name == "float":
-        if inner not in ({"value": "inf"}, {"value": "-inf"}):
-            raise _damaged(f"{place} should be the number inf or -inf (got {reprlib.repr(inner)})")
-        return float(inner["value"])
-    kinds: dict[str, type[Any]] = {**_DATA, **catalog.SCHEDULES}
-    if not isinstance(name, str) or name not in kinds:
-        raise ValueError(
-            f"a run.json holds no {reprlib.repr(name)}, as at {place}. Known: {', '.join(kinds)}."
-        )
-    return _made(kinds[name], inner, place)
-
-
-def _made(kind: type[Any], given: dict[str, Any], place: str = "") -> Any:
-    """Frozen data from its fields, whose values have to be of the types that it names.
-
-    Args:
-        kind: a dataclass.
-        given: values by field.
-        place: where it stands in the run; empty for the run itself.
-
-    Raises:
-        ValueError: a field is missing, not known, or of another type.
-    """
-    for f in fields(kind):
-        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
-            raise _damaged(f"{_within(place, f.name)} is missing")
-    types_of = get_type_hints(kind)
-    for name, value in given.items():
-        if name not in types_of:
-            raise _damaged(f"{_within(place, name)} is nothing that {kind.__name__} has")
-        if not _is(value, types_of[name]):
-            raise _damaged(
-                f"{_within(place, name)} should be {_in_words(types_of[name])} (got "
-                f"{reprlib.repr(value)})"
-            )
-    return kind(**given)
+_KINDS: dict[str, type[Any]] = {
+    **{kind.__name__: kind for kind in (Plan, Augmentation, Masking, Tiles, Optimiser)},
+    **catalog.SCHEDULES,
+}
+"""Data types that stand in a run.json, by name."""
 
 
 def _check_values(method: type[Method], given: dict[str, Any]) -> None:
@@ -357,69 +297,14 @@ def _check_values(method: type[Method], given: dict[str, Any]) -> None:
         kind = types_of.get(name, Any)
         value = tuple(found) if isinstance(found, list) else found
         of = get_origin(kind) or kind
-        plain = of in (Literal, tuple, Union, types.UnionType, bool, int, float, str)
-        if (plain or (isinstance(of, type) and issubclass(of, Schedule))) and not _is(value, kind):
+        known = of in (Literal, tuple, Union, types.UnionType, bool, int, float, str)
+        known = known or (isinstance(of, type) and issubclass(of, Schedule))
+        if known and not fits(value, kind):
             raise ValueError(
-                f"{method.__name__}'s {name} should be {_in_words(kind)} (got "
+                f"{method.__name__}'s {name} should be {in_words(kind)} (got "
                 f"{reprlib.repr(found)})."
             )
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{method.__name__}'s {name} should be a number (got nan).")
         if ours and name != "seed" and isinstance(value, int | float) and value < 0:
             raise ValueError(f"{method.__name__}'s {name} should be at least 0 (got {value}).")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; whole numbers are numbers too, True is none."""
-    of, inner = get_origin(kind) or kind, get_args(kind)
-    if of is Any:
-        return True
-    if of is Literal:
-        return value in inner
-    if of in (Union, types.UnionType):
-        return any(_is(value, each) for each in inner)
-    if of is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if inner[-1] is Ellipsis:
-            return all(_is(each, inner[0]) for each in value)
-        return len(value) == len(inner) and all(map(_is, value, inner))
-    if isinstance(value, bool):
-        return of is bool
-    return isinstance(value, int | float if of is float else of)
-
-
-def _in_words(kind: Any) -> str:
-    """An annotated type, for somebody who looks at a run.json."""
-    of, inner = get_origin(kind) or kind, get_args(kind)
-    if of is Literal:
-        return " or ".join(map(str, inner))
-    if of in (Union, types.UnionType):
-        return " or ".join(map(_in_words, inner))
-    if of is tuple:
-        return f"[{', '.join('...' if each is Ellipsis else _in_words(each) for each in inner)}]"
-    return _WORDS.get(of, f"{{type: {of.__name__}}}")
-
-
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "{name: value}",
-    type(None): "null",
-}
-
-
-def _within(place: str, name: str) -> str:
-    """The place of what has a name at a place, on one line."""
-    if not name.isidentifier():
-        return f"{place}[{reprlib.repr(name)}]"
-    return f"{place}.{name}" if place else name
-
-
-def _damaged(what: str) -> ValueError:
-    return ValueError(f"the run is damaged: {what}. Correct it, or use the erg that wrote it.")
-
-
-__all__ = ["FORMAT", "Optimiser", "Precision", "Run", "Schedule", "Strategy", "environment"]

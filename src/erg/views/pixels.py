@@ -1,5 +1,6 @@
 """Images of different sizes side by side in one flat buffer: what the view kernels read."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Pixels(NamedTuple):
         return self.flat[start : start + h * w * 3].reshape(h, w, 3)
 
     @classmethod
-    def pack(cls, images: "list[np.ndarray]") -> "Pixels":
+    def pack(cls, images: Sequence[np.ndarray]) -> "Pixels":
         """Copy uint8 [h w 3] images into one buffer."""
         sizes = np.array([image.size for image in images], dtype=np.int64)
         return cls(
