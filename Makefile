@@ -81,7 +81,7 @@ bench-long: $(VENV)/.tested $(PEER)/.installed
 	$(BIN)/python benchmarks/eight_methods/run.py $(DATA)
 	$(BIN)/python benchmarks/small_images/run.py $(DATA) --at-once 2
 	$(BIN)/python benchmarks/small_images/run.py $(DATA) --minutes 60 --trials \
-		choice "choice, residual 1 1"
+		choice "choice, residual 1 1" "choice, 24 px at first"
 	$(BIN)/python benchmarks/time_to_accuracy/run.py $(DATA) --peer-python $(PEER)/bin/python
 	-$(BIN)/python benchmarks/beside_lightly/run.py $(DATA) --peer-python $(PEER)/bin/python
 	-$(BIN)/python benchmarks/methods/run.py $(DATA)
