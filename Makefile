@@ -70,6 +70,7 @@ bench: $(VENV)/.installed $(PEER)/.installed
 	$(BIN)/python benchmarks/views/run.py --peer-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/training_step/run.py $(DATA) --peer-python $(PEER)/bin/python --again
 	$(BIN)/python benchmarks/embedding/run.py $(DATA) --peer-python $(PEER)/bin/python --again
+	$(BIN)/python benchmarks/starting/run.py --again
 	$(BIN)/python benchmarks/readme.py
 
 # Needs matplotlib. A row or figure that fails is told; what comes after is measured all the same.

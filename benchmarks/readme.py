@@ -19,6 +19,7 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 
 ORDER = (
     "views", "training_step", "time_to_accuracy", "small_images", "ntxent", "embedding",
+    "starting",
     "beside_lightly", "methods", "autoencoders", "layers", "anomalies", "binary_codes",
     "audio_denoising", "figures",
 )  # fmt: skip

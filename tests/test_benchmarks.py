@@ -290,3 +290,15 @@ def test_weak_scaling_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
     done = started(module, ["--repetitions", "2"], tmp_path, monkeypatch)
     assert calls == [1, 2, 1, 2, 2]
     assert module.efficiencies(done) == {"30 steps": [0.95, 0.95]}
+
+
+def test_a_training_that_is_good_enough_ends_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("time_to_accuracy")
+    curve = module.Curve([1, 2], 0.4, ())
+    curve.start(SimpleNamespace(loader=SimpleNamespace(batch=8)))
+    right = iter([0.39, 0.41])
+    monkeypatch.setattr(curve, "accuracy", lambda _: next(right))
+    assert curve.look(None, 1)["knn200"] == 0.39
+    with pytest.raises(module.Enough):
+        curve.look(None, 2)
+    assert [(each["images"], each["accuracy"]) for each in curve.found] == [(8, 0.39), (16, 0.41)]

@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 from erg.cli import COMMANDS, main
+from erg.commands import evaluate
+from erg.data import manifest
+from erg.data.source import open_source
 from erg.encoders import load_encoder
 
 QUICK = ["--encoder", "conv", "--image-size", "32", "--batch", "16", "--steps", "4"]
@@ -192,6 +195,19 @@ def test_a_mistake_is_one_line(
     assert said in error
     assert len(error.strip().splitlines()) == 1
     assert "Traceback" not in error
+
+
+def test_an_unexpected_error_names_the_picture(
+    pictures: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        manifest.with_name(open_source(pictures), lambda _: 1 // 0, 1)
+
+    monkeypatch.setattr(evaluate, "main", fail)
+    assert main(["evaluate"]) == 1
+    told = capsys.readouterr().err
+    assert "ZeroDivisionError: integer division or modulo by zero. This happened" in told
+    assert ".png" in told
 
 
 def test_a_mistyped_option_gets_a_suggestion(capsys) -> None:

@@ -119,7 +119,9 @@ def _code(error: Exception) -> int | None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    notes: list[str] = getattr(error, "__notes__", [])  # of which picture, for one
+    told = str(error) or type(error).__name__
+    return " ".join((f"{told.rstrip('.')}. {' '.join(notes)}" if notes else told).split())
 
 
 if __name__ == "__main__":

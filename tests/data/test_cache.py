@@ -13,12 +13,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 from erg.data import budget, stream
 from erg.data import cache as module
 from erg.data.budget import default_budget, free_memory
-from erg.data.cache import (
-    Cache,
-    build_cache,
-    open_images,
-    open_vectors,
-)
+from erg.data.cache import Cache, build_cache, open_images, open_vectors
 from erg.data.manifest import Manifest, build_manifest
 from erg.data.source import DataError, Source, open_source
 from erg.data.stream import Stream

@@ -7,7 +7,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from erg.evaluate import knn
-from erg.evaluate.knn import knn_accuracy, leave_one_out, nearest, vote
+from erg.evaluate.knn import Neighbours, knn_accuracy, leave_one_out, nearest, vote
 
 
 def blobs(n: int, seed: int, d: int = 8, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +82,21 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, bank_block: int)
     np.testing.assert_allclose(found.similarity, whole.similarity, atol=1e-6)
     found = nearest(train, test, k=12, block=5, bank_groups=groups[0], query_groups=groups[1])
     np.testing.assert_array_equal(found.rows, apart.rows)
+
+
+def test_few_classes_make_no_larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, made = np.bincount, list[int]()
+
+    def seen(cells: np.ndarray, *rest: np.ndarray, **further: int) -> np.ndarray:
+        made.append(len(cells))
+        return count(cells, *rest, **further)
+
+    rows = np.zeros((60_000, 200), dtype=np.int64)
+    rows[:, 0] = np.arange(60_000) % 2
+    found = Neighbours(rows, np.ones(rows.shape, dtype=np.float32))
+    monkeypatch.setattr(np, "bincount", seen)
+    assert not vote(found, np.array([0, 1])).any()
+    assert max(made) <= 1 << 22
 
 
 def test_leave_one_out_is_the_loop_without_the_item() -> None:

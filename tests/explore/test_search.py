@@ -1,8 +1,11 @@
 """Binary codes against loops over bits; hash functions against what defines them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from erg.explore import search
 from erg.explore.search import Codes, Hash, distances, nearest_codes
 
 
@@ -39,10 +42,21 @@ def test_codes_take_a_bit_per_bit_up_to_whole_words() -> None:
 
 
 @pytest.mark.parametrize("by", ["hamming", "dot", "jaccard"])
-def test_nearest_codes_are_those_of_a_stable_sort(by, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("erg.explore.search.AT_ONCE", 100)  # several blocks
+@pytest.mark.parametrize("at_once", [100, 7])  # several blocks of queries, and of the bank
+def test_nearest_codes_are_those_of_a_stable_sort(
+    by, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "AT_ONCE", at_once)
+    made: list[int] = []
+
+    def seen(*given: Codes, **by: Any) -> np.ndarray:
+        made.append(len(given[0]) * len(given[1]))
+        return distances(*given, **by)
+
+    monkeypatch.setattr(search, "distances", seen)
     bank, asked = Codes.pack(bits(40, 12)), Codes.pack(bits(9, 12, seed=1))
     found = nearest_codes(bank, asked, k=6, by=by)
+    assert max(made) <= at_once
     every = distances(bank, asked, by=by)
     order = np.argsort(every, axis=1, kind="stable")[:, :6]
     assert np.array_equal(found.rows, order)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from erg import shaping
 from erg.encoders import build_encoder
 from erg.methods.relicv2 import RELICv2
 from erg.parts.teacher import Teacher
@@ -71,6 +72,34 @@ def test_divergence_is_golden(golden) -> None:
     assert found.item() == pytest.approx(wanted, abs=1.1e-8)
 
 
+def candidates(method: RELICv2, b: int, step: int) -> torch.Tensor:
+    """Rows of the batch each image is compared with, itself first."""
+    return (torch.arange(b)[:, None] + method.away(b, step)) % b
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_in_blocks_it_is_the_same_loss_with_the_same_gradients(
+    negatives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = plain(temperature=0.5, negatives=negatives, contrast=1.0, invariance=0.7)
+    x, y = (torch.randn(9, 3, dtype=torch.float64, requires_grad=True) for _ in "xy")
+    scores, rows, found = method.scores, list[int](), []
+
+    def seen(a: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        rows.append(len(a))
+        return scores(a, *rest)
+
+    monkeypatch.setattr(method, "scores", seen)
+    for block in (1 << 23, 2 * 27):
+        monkeypatch.setattr(shaping, "BLOCK", block)
+        rows.clear()
+        loss = method.loss(Views((View(x), View(y)), torch.arange(9), step=1), 0.0).total
+        found.append([loss, *torch.autograd.grad(loss, (x, y))])
+    assert max(rows) == (2 if negatives == 0 else 4)
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("negatives", [0, 2, 50])
 def test_loss_is_the_loop_over_crops_images_and_candidates(negatives: int) -> None:
     method = a_method(negatives=negatives, temperature=0.4, contrast=0.6, invariance=1.7)
@@ -78,7 +107,7 @@ def test_loss_is_the_loop_over_crops_images_and_candidates(negatives: int) -> No
     crops = [*batch.main, *batch.local]
     o = [unit(each.detach()) for each in method.embed(*crops).chunk(4)]
     t = [unit(each) for each in method.teach(*batch.main).chunk(2)]
-    among = method.candidates(5, batch.step).tolist()
+    among = candidates(method, 5, batch.step).tolist()
     contrast = kl = 0.0
     for x in o:
         for y in t:
@@ -104,7 +133,7 @@ def test_no_gradient_flows_into_what_the_teacher_asks() -> None:
     method.loss(batch, 0.0).total.backward()
     o = [nn.functional.normalize(v, dim=1) for v in (x, y)]
     fixed = [each.detach() for each in o]
-    among = method.candidates(4, 1)
+    among = candidates(method, 4, 1)
     total = torch.zeros((), dtype=torch.float64)
     for a in (0, 1):
         for b in (0, 1):
@@ -152,7 +181,7 @@ def test_candidates_are_the_image_and_others_each_once(b: int, n: int, count: in
     method = a_method(negatives=n)
     seen: set[int] = set()
     for step in range(40):
-        among = method.candidates(b, step)
+        among = candidates(method, b, step)
         assert among.shape == (b, count)
         assert among[:, 0].tolist() == list(range(b))
         for row in among.tolist():
@@ -160,7 +189,7 @@ def test_candidates_are_the_image_and_others_each_once(b: int, n: int, count: in
             assert set(row) <= set(range(b))
         seen |= set(among[0].tolist())
     assert seen == set(range(b))
-    assert torch.equal(method.candidates(b, 7), method.candidates(b, 7))
+    assert torch.equal(method.away(b, 7), method.away(b, 7))
 
 
 def test_small_crops_never_reach_the_teacher() -> None:

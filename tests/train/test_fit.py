@@ -23,7 +23,7 @@ from erg.train import fit as fitting
 from erg.train.checkpoint import state_hash
 from erg.train.data import with_masks
 from erg.train.fit import fit
-from erg.train.fitted import load
+from erg.train.fitted import Fitted, load
 from erg.train.preempt import Stopped
 from erg.train.run import Run
 from erg.views.plan import LIGHT, Augmentation, Masking, Plan, two_views
@@ -277,3 +277,13 @@ def test_masks_that_no_view_takes_are_refused_before_anything_is_decoded(
         with pytest.raises(ValueError, match=f"no view of {run.method} is made with masks"):
             fit(run, out=tmp_path / "run", prepared=lambda n, _: seen.append(n))
     assert not seen
+
+
+@pytest.mark.parametrize(
+    ("given", "why"), [([], "at least one"), ([np.zeros((0, 4, 3), np.uint8)], r"got uint8 \[0, 4")]
+)
+def test_nothing_cannot_be_embedded(given: list[np.ndarray], why: str, tmp_path: Path) -> None:
+    method = Run(method="SimCLR", encoder="conv", image_size=16).build()
+    fitted = Fitted(Run(method="SimCLR", encoder="conv", image_size=16), tmp_path, method.eval())
+    with pytest.raises(ValueError, match=why):
+        fitted.embed(given)

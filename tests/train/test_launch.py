@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from erg.train import fit as fits
 from erg.train.fit import fit
+from erg.train.folder import RunFolder
 from erg.train.launch import MARKER, first_to_fail, leave, relaunch
+from erg.train.preempt import STOPPED, Stopped
 from erg.train.run import Run
+from erg.train.training import Progress
 from tests.test_every_method import SMALL as METHODS
 
 SMALL = ["--encoder", "conv", "--image-size", "32", "--batch", "24", "--no-report"]
@@ -105,6 +110,64 @@ def test_two_processes_train_one_run_and_talk_once(tmp_path: Path, capfd, monkey
     monkeypatch.setattr(fits, "relaunch", lambda *_: 2)  # as where it holds a run already
     with pytest.raises(RuntimeError, match="left with 2"):
         fit(run, out=tmp_path / "run", devices=2)
+
+
+def test_processes_that_were_stopped_tell_after_which_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a method that remembers every image, which the run does not say how many there are."""
+    run = Run(
+        method="InstanceDiscrimination", encoder="conv", encoder_args={"width": 4, "stages": 2},
+        image_size=16, data="synthetic:60", batch=16, steps=5,
+    )  # fmt: skip
+
+    def here(_: list[str], devices: int) -> int:
+        assert devices == 2
+        with pytest.raises(Stopped):
+            fit(run, out=tmp_path / "run", observers=(), show=stop_after_three)
+        return STOPPED
+
+    def stop_after_three(progress: Progress) -> None:
+        if progress.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(fits, "relaunch", lambda *_: STOPPED)  # while it reads images
+    with pytest.raises(Stopped) as stopped:
+        fit(run, out=tmp_path / "run", devices=2)
+    assert stopped.value.step is None
+    monkeypatch.setattr(fits, "relaunch", here)
+    with pytest.raises(Stopped) as stopped:
+        fit(run, out=tmp_path / "run", devices=2)
+    assert stopped.value.step == 3
+
+
+def test_processes_go_on_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(method="SimCLR", encoder="conv", image_size=16, data="synthetic:60", steps=5)
+    asked: list[list[str]] = []
+
+    def note(command: list[str], _: int) -> int:
+        asked.append(command)
+        return 2
+
+    monkeypatch.setattr(fits, "relaunch", note)
+    folder = RunFolder(tmp_path / "run")
+
+    def resumed(run: Run, **further: Any) -> list[str]:
+        with pytest.raises(RuntimeError, match="left with 2"):
+            fit(run, out=folder.path, devices=2, resume=True, **further)
+        return asked[-1]
+
+    begun = resumed(run, minutes=2.0)
+    assert "--from" in begun, "nothing was there to go on with"
+    assert begun[begun.index("--minutes") + 1] == "2.0"
+    folder.write_run(run.to_json())
+    more = resumed(replace(run, steps=9, optimiser=replace(run.optimiser, lr=0.25)))
+    assert more[1:3] == ["--resume", str(folder.path)]
+    assert more[more.index("--steps") + 1] == "9"
+    assert more[more.index("--lr") + 1] == "0.25"
+    measured = resumed(run, minutes=2.0)
+    assert "--steps" not in measured
+    assert "--minutes" not in measured
 
 
 def test_the_parent_leaves_with_the_code_of_a_worker_that_fails(tmp_path: Path, capfd) -> None:

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from erg.train import log as logging
 from erg.train.checkpoint import Diverged
 from erg.train.folder import RunFolder
-from erg.train.log import Log
+from erg.train.log import Clock, Log
 from erg.train.run import Run
 
 RUN = Run(method="SimCLR", encoder="conv", image_size=32)
@@ -84,3 +86,14 @@ def test_what_is_not_finite_is_noticed_a_step_late(tmp_path: Path) -> None:
     log.take(0, parts(float("nan")))
     with pytest.raises(Diverged, match=r"the loss is not finite at step 1 \(pull/a\)"):
         log.take(1, parts(1.0))
+
+
+def test_speed_is_that_of_the_steps_since_the_last_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 5.0, 6.0, 8.0])
+    monkeypatch.setattr(logging, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    clock = Clock(RunFolder(tmp_path), writes=False)
+    assert clock.tick(1, 8) == 0
+    assert clock.tick(2, 8) == 8
+    assert clock.tick(12, 8) == 40

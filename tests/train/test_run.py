@@ -4,12 +4,15 @@ import json
 import os
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from erg.schedule import Cosine, Linear
+from erg.train.plain import fits
 from erg.train.run import Optimiser, Run, environment, has_bf16_instructions
 from erg.views.plan import SIMCLR, Masking, Plan, Tiles, two_views
 
@@ -45,6 +48,35 @@ RUNS = [
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.method)
 def test_a_run_survives_json(run: Run) -> None:
     assert written_and_read(run) == run
+
+
+def test_paths_and_numbers_of_numpy_are_written_as_json_has_them() -> None:
+    given: dict[str, Any] = {
+        "data": Path("photos"),
+        "batch": np.int64(64),
+        "method_args": {"temperature": np.float32(2)},
+    }
+    run = Run(method="SimCLR", encoder="conv", image_size=32, **given)
+    plain: dict[str, Any] = {"data": "photos", "batch": 64, "method_args": {"temperature": 2.0}}
+    assert written_and_read(run) == replace(run, **plain)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "right"),
+    [
+        ((1, 2), tuple, True),
+        ((1, 2), list, True),
+        ((1,), list[int] | None, True),
+        (None, list[int] | None, True),
+        (("a",), list[int] | None, False),
+        (3, list, False),
+        (3, tuple, False),
+        ((), tuple[int, ...], True),
+        ((1, 2), tuple[int, int, int], False),
+    ],
+)
+def test_sequences_are_of_their_types(value: Any, kind: Any, right: bool) -> None:
+    assert fits(value, kind) == right
 
 
 def test_a_method_by_path_must_be_repeated(tmp_path) -> None:

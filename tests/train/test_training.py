@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from erg.durable import Unwritable
 from erg.method import Loss
 from erg.train import training
 from erg.train.checkpoint import Diverged, state_hash
+from erg.train.fit import fit
 from erg.train.folder import Busy, RunFolder
 from erg.train.health import Health
 from erg.train.loop import Data, Loop
 from erg.train.preempt import Stopped
 from erg.train.run import Optimiser, Run
-from erg.train.training import measured, train
+from erg.train.training import Progress, measured, train
 from tests.test_every_method import SMALL
 
 VIT = ("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2})
@@ -339,7 +341,6 @@ def test_files_that_vanish_during_a_run_are_counted_and_not_fatal(
     from erg.data import cache
     from erg.data.scenes import world
     from erg.data.source import DataError
-    from erg.train.fit import fit
 
     monkeypatch.setattr(cache, "default_budget", lambda _: 0)
     photos = tmp_path / "photos"
@@ -444,3 +445,24 @@ def test_minutes_count_what_is_gone_and_what_looking_takes(monkeypatch) -> None:
     assert measured(run, loop, 10, 970.0, [Slow(looks=10)]).steps == 570 - 30 - 11 * 5 - 2 * 5
     assert measured(run, loop, 0.1, 970.0).steps == 1
     loop.close()
+
+
+def test_one_image_is_too_few_however_a_batch_is_cut() -> None:
+    run = Run(
+        method="SimCLR", encoder="conv", encoder_args={"width": 4, "stages": 2}, image_size=16,
+        batch=16, accumulate=2, steps=2,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="at least 2 images"):
+        Loop(run, data(n=9, held=8))
+
+
+def test_threads_that_decode_end_with_the_run(tmp_path: Path) -> None:
+    def accident(progress: Progress) -> None:
+        raise ZeroDivisionError(progress.step)
+
+    run = a_run(encoder_args={"width": 4, "stages": 2}, image_size=16, batch=20, steps=8,
+                data="synthetic:60")  # fmt: skip
+    with pytest.raises(ZeroDivisionError) as held:
+        fit(run, out=tmp_path / "run", observers=(), show=accident, cache_gb=0)
+    assert held.value.__traceback__ is not None
+    assert not [each for each in threading.enumerate() if each.name.startswith("erg-stream")]

@@ -22,7 +22,7 @@ from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash
 from erg.train.data import open_items
-from erg.train.features import check_takes, device_of, features, whole_images
+from erg.train.features import at_once, check_takes, device_of, features, whole_images
 from erg.train.fitted import Fitted
 from erg.train.folder import RunFolder
 from erg.views.types import Views
@@ -122,7 +122,7 @@ def trained_on(fitted: Fitted, opened: Opened) -> Bool[np.ndarray, " n"]:
     if not file.is_file():
         return np.zeros(len(opened.manifest), dtype=bool)
     manifest = Manifest.load(file)
-    chosen, _ = hold_out(manifest, share=0.05, at_most=fitted.run.hold_out)  # as `open_data` does
+    chosen, _ = hold_out(manifest, at_most=fitted.run.hold_out)  # as `open_data` does
     return np.isin(_text(opened.manifest.hashes), _text(manifest.hashes[chosen]))
 
 
@@ -296,9 +296,11 @@ def _as_they_come(
 ) -> Iterator[Views]:
     """Every readable one of some items whole, in batches in order; `rows` is filled on the way.
 
-    For an accelerator the next batches are decoded, and views made of them, meanwhile. On a CPU all
-    that takes turns, each with all cores.
+    For an accelerator the next batches are decoded, and views made of them, meanwhile. On a CPU
+    some items are decoded while the network runs; views and the rest take turns with it, each with
+    all cores. Of images larger than 224 pixels fewer are held at once.
     """
+    batch = at_once(batch, encoder.image_size, encoder.mean)
 
     def read() -> Generator[list[np.ndarray], None, None]:
         held: list[np.ndarray] = []

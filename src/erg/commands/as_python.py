@@ -6,24 +6,24 @@ from typing import Any
 
 
 def python_of(run: Any, minutes: float | None) -> str:
-    """The Python that does the same."""
+    """A line that says it."""
     limit = f", minutes={minutes:g}" if minutes else ""
-    return f"In Python: erg.fit({as_python(run)}{limit})"
+    return f"In Python: erg.fit({_as_python(run)}{limit})"
 
 
-def as_python(value: Any) -> str:
+def _as_python(value: Any) -> str:
     """A value as Python to be pasted behind `import erg`; of data types what is not the default."""
     if is_dataclass(value) and not isinstance(value, type):
         told = [
-            f"{field.name}={as_python(getattr(value, field.name))}"
+            f"{field.name}={_as_python(getattr(value, field.name))}"
             for field in fields(value)
             if getattr(value, field.name) != _default(field)
         ]
         return f"erg.{type(value).__name__}({', '.join(told)})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {as_python(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k!r}: {_as_python(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple):
-        inside = ", ".join(as_python(v) for v in value)
+        inside = ", ".join(_as_python(v) for v in value)
         return f"({inside},)" if len(value) == 1 else f"({inside})"
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({str(value)!r})"

@@ -118,9 +118,8 @@ def dry_run(
 
 def _kept(looked: Sequence[tuple[Row, np.ndarray | None]]) -> Cache:
     """Decoded images as they are kept in training; nothing of those that cannot be read."""
-    sizes = np.array([(0, 0) if item is None else item.shape[:2] for _, item in looked])
-    pixels = [item.reshape(-1) for _, item in looked if item is not None]
-    return Cache(np.concatenate([np.zeros(0, dtype=np.uint8), *pixels]), sizes)
+    nothing = np.zeros((0, 0, 3), dtype=np.uint8)
+    return Cache.of([nothing if item is None else item for _, item in looked])
 
 
 def wait_for(device: Any) -> None:

@@ -33,7 +33,7 @@ Share = Callable[[Callable[[], tuple[Manifest, bool]]], tuple[Manifest, bool]]
 
 
 class Cache:
-    """Decoded images of all rows of a manifest.
+    """Decoded images by row, of a manifest where they come from one.
 
     Args:
         flat: pixels of all images one after another, uint8 [bytes]; may be a memory map.

@@ -111,7 +111,7 @@ def vote(
         raise ValueError(f"temperature should be positive (got {temperature}).")
     classes, codes = np.unique(labels, return_inverse=True)
     winners = np.empty(len(found.rows), dtype=np.int64)
-    block = max(1, 2**22 // len(classes))
+    block = max(1, 2**22 // max(len(classes), voters))
     for start in range(0, len(winners), block):
         batch = slice(start, start + block)
         similarity = found.similarity[batch, :voters].astype(np.float64)

@@ -121,16 +121,30 @@ def nearest_codes(bank: Codes, queries: Codes, *, k: int, by: By = "hamming") ->
     block = max(1, AT_ONCE // n)
     for start in range(0, len(queries), block):
         batch = slice(start, start + block)
-        found = distances(bank, Codes(queries.words[batch], queries.bits), by=by)
-        if by != "jaccard":
-            # Distance first, place in the bank second, as one integer: no two are equal.
-            found = found.astype(np.int64) * n + np.arange(n)
-            found = np.sort(np.partition(found, k - 1, axis=1)[:, :k], axis=1)
-            distance[batch], rows[batch] = np.divmod(found, n)
-        else:
-            rows[batch] = np.argsort(found, axis=1, kind="stable")[:, :k]
-            distance[batch] = np.take_along_axis(found, rows[batch], 1)
+        some = Codes(queries.words[batch], queries.bits)
+        far, at = np.empty((len(some), 0)), np.empty((len(some), 0), dtype=np.int64)
+        for first in range(0, n, AT_ONCE):
+            part = Codes(bank.words[first : first + AT_ONCE], bank.bits)
+            there = _nearest(part, some, min(k, len(part)), by)
+            far = np.concatenate([far, there.distance], axis=1)
+            at = np.concatenate([at, first + there.rows], axis=1)
+            order = np.argsort(far, axis=1, kind="stable")[:, :k]
+            far, at = (np.take_along_axis(each, order, 1) for each in (far, at))
+        distance[batch], rows[batch] = far, at
     return Found(rows, distance)
+
+
+def _nearest(bank: Codes, queries: Codes, k: int, by: By) -> Found:
+    """Of all distances at once."""
+    found, n = distances(bank, queries, by=by), len(bank)
+    if by == "jaccard":
+        rows = np.argsort(found, axis=1, kind="stable")[:, :k]
+        return Found(rows, np.take_along_axis(found, rows, 1).astype(np.float32))
+    # Distance first, place in the bank second, as one integer: no two are equal.
+    found = found.astype(np.int64) * n + np.arange(n)
+    found = np.sort(np.partition(found, k - 1, axis=1)[:, :k], axis=1)
+    distance, rows = np.divmod(found, n)
+    return Found(rows, distance.astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from erg import distributed, energy
+from erg import distributed, energy, shaping
 from erg.encoders import Encoder
 from erg.method import Cell, Loss, Method
 from erg.parts.crops import SMALL_LOCAL, by_size
@@ -103,15 +103,14 @@ class RELICv2(Method):
         crops = [*main, *views.local]
         online = [distributed.gather(o) for o in self.embed(*crops).chunk(len(crops))]
         target = [distributed.gather(t) for t in self.teach(*main).chunk(len(main))]
-        among = sent(self.candidates(len(target[0]), views.step), target[0].device)
+        away = sent(self.away(len(target[0]), views.step), target[0].device)
         alignment, divergence, repulsion = (target[0].new_zeros(()) for _ in range(3))
         for o in online:
             for t in target:
-                s = self.scores(o, t, among)  # [global 1+n]
-                asked = self.scores(t, o.detach(), among)
-                alignment = alignment - s[:, 0].mean()
-                repulsion = repulsion + s.logsumexp(dim=1).mean()
-                divergence = divergence + energy.divergence(s, asked).mean()
+                own, pushed, apart = self.parts(o, t, away).mean(dim=0)
+                alignment = alignment - own
+                repulsion = repulsion + pushed
+                divergence = divergence + apart
         pairs = len(online) * len(target)
         return Loss(
             pull={
@@ -121,17 +120,32 @@ class RELICv2(Method):
             push={"repulsion": self.contrast * repulsion / pairs},
         )
 
-    def candidates(self, b: int, step: int) -> Int[Tensor, "b c"]:
-        """Rows of the batch each image is compared with, itself first."""
+    def parts(
+        self, o: Float[Tensor, "b d"], t: Float[Tensor, "b d"], away: Int[Tensor, " c"]
+    ) -> Float[Tensor, "b 3"]:
+        """-F / T of each image itself, the logarithm of what its candidates sum up to, and the
+        divergence; of some images at a time where there are many candidates."""
+
+        def of(x: Tensor, y: Tensor, place: Tensor) -> Float[Tensor, "some 3"]:
+            among = (place[:, None] + away) % len(o)
+            s, asked = self.scores(x, t, among), self.scores(y, o.detach(), among)  # [some 1+n]
+            divergence = energy.divergence(s, asked)
+            return torch.stack([s[:, 0], s.logsumexp(dim=1), divergence], dim=1)
+
+        place = torch.arange(len(o), device=o.device)
+        return shaping.in_blocks(of, o, t, place, columns=len(away) * o.shape[1])
+
+    def away(self, b: int, step: int) -> Int[Tensor, " c"]:
+        """How far from itself in the batch those stand that each image is compared with, itself
+        first."""
         n = min(self.negatives or b - 1, b - 1)
         generator = torch.Generator().manual_seed(step)  # the same on every process
         distances = 1 + torch.randperm(b - 1, generator=generator)[:n]
-        away = torch.cat([torch.zeros(1, dtype=torch.int64), distances])
-        return (torch.arange(b)[:, None] + away) % b
+        return torch.cat([torch.zeros(1, dtype=torch.int64), distances])
 
     def scores(
-        self, x: Float[Tensor, "b d"], y: Float[Tensor, "b d"], among: Int[Tensor, "b c"]
-    ) -> Float[Tensor, "b c"]:
+        self, x: Float[Tensor, "some d"], y: Float[Tensor, "b d"], among: Int[Tensor, "some c"]
+    ) -> Float[Tensor, "some c"]:
         """-F / T of each row of x and its candidates in y."""
         return (x[:, None] * y[among]).sum(dim=2) / self.temperature
 

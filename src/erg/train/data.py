@@ -67,7 +67,7 @@ def open_data(
             found=Manifest.load(folder.masks) if frozen is not None else None,
             share=once_a_machine, progress=progress,
         )  # fmt: skip
-    chosen, held = hold_out(manifest, share=0.05, at_most=hold)
+    chosen, held = hold_out(manifest, at_most=hold)
     labels = manifest.labels[0] if label is not None else None
     return Data(images, chosen, held, labels, manifest.hashes[held]), manifest
 
@@ -172,3 +172,10 @@ def with_size(run: Run, rows: int) -> Run:
     if "size" in catalog.arguments(catalog.find(run.method)) and "size" not in run.method_args:
         return replace(run, method_args={**run.method_args, "size": rows})
     return run
+
+
+def close(images: Images | np.ndarray) -> None:
+    """End the threads that decode, where images are decoded when asked for."""
+    for each in (images.images, images.masks) if isinstance(images, Masked) else (images,):
+        if isinstance(each, Stream):
+            each.close()

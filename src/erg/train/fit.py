@@ -18,6 +18,7 @@ from erg.train.checkpoint import load_checkpoint
 from erg.train.data import (
     check_masks_serve,
     check_same,
+    close,
     open_data,
     takes_masks,
     where_kept,
@@ -87,16 +88,18 @@ def fit(
         Lost: another process has died or does not answer.
     """
     if devices > 1 and not in_group():
-        options = {
-            "--minutes": None if resume else minutes, "--device": device,
-            "--max-skipped": max_skipped, "--cache-gb": cache_gb,
-        }  # fmt: skip
         if data is not None or observers is not None or show is not None or prepared is not None:
             raise ValueError(
                 f"{devices} processes take their data from run.data and have no observers or "
                 "callbacks from here. Leave data, observers, show and prepared out."
             )
-        return _in_processes(run, Path(out) if out else next_folder(run), devices, resume, options)
+        place = Path(out) if out is not None else next_folder(run)
+        resume = resume and RunFolder(place).run_file.exists()
+        options: dict[str, Any] = {
+            "--device": device, "--max-skipped": max_skipped, "--cache-gb": cache_gb,
+            **(_changeable(run, minutes) if resume else {"--minutes": minutes}),
+        }  # fmt: skip
+        return _in_processes(run, place, devices, resume, options)
     started = time.monotonic() if started is None else started
     tell = tell or (lambda _: None)
     where = torch.device(device) if device else None
@@ -168,6 +171,7 @@ def fit(
                 return Fitted(run, folder.path, method.eval())
             finally:
                 loop.close()
+                close(opened.images)
         finally:
             leave_group()
             folder.unlock()
@@ -192,6 +196,17 @@ def _free_folder(run: Run, device: torch.device | None) -> Path:
     return Path(chosen[0])
 
 
+def _changeable(run: Run, minutes: float | None) -> dict[str, Any]:
+    """What may be otherwise from here on in a run that is gone on with, as options; steps that were
+    measured to fit minutes stay."""
+    how = run.optimiser
+    return {
+        "--steps": run.steps if minutes is None else None, "--seed": run.seed, "--lr": how.lr,
+        "--weight-decay": how.weight_decay, "--clip": how.clip, "--strategy": run.strategy,
+        "--not-finite": run.not_finite,
+    }  # fmt: skip
+
+
 def _in_processes(
     run: Run, folder: Path, devices: int, resume: bool, options: dict[str, Any]
 ) -> Fitted:
@@ -206,9 +221,11 @@ def _in_processes(
         command = ["pretrain", *arguments, "--method", run.method, "--no-report"]
         code = relaunch(command, devices)
     if code in (STOPPED, INTERRUPTED):
-        built = rebuilt(run, RunFolder(folder))
-        saved = load_checkpoint(RunFolder(folder).checkpoints, built, None)
-        raise Stopped(code, saved.step if saved else 0)
+        kept = RunFolder(folder)
+        if kept.run_file.exists():  # it knows how many rows a memory has
+            run = Run.from_json(kept.read_run(), method=run.method)
+        saved = load_checkpoint(kept.checkpoints, rebuilt(run, kept), None)
+        raise Stopped(code, saved.step if saved else None)
     if code:
         raise RuntimeError(f"the processes left with {code}. What they printed says why.")
     return load(folder, method=run.method)

@@ -38,8 +38,10 @@ class Fitted:
     def embed(self, images: np.ndarray | Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """Vectors [n d] of uint8 images [n h w 3], of a list of them or of PIL images."""
         arrays = [np.asarray(i.convert("RGB") if isinstance(i, Image.Image) else i) for i in images]
+        if not arrays:
+            raise ValueError("embed takes at least one image (got none). Give it some.")
         for array in arrays:
-            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            if array.dtype != np.uint8 or array.shape[2:] != (3,) or not array.size:
                 raise ValueError(
                     f"embed takes uint8 images [h w 3] (got {array.dtype} {list(array.shape)}). "
                     "Convert them, or give PIL images."

@@ -26,13 +26,14 @@ class Clock:
     def __init__(self, folder: RunFolder, writes: bool) -> None:
         self.folder, self.writes, self.before = folder, writes, folder.seconds()
         self.start = self.last = self.checkpoint = time.monotonic()
-        self.last_step, self.images = -1, 0
+        self.last_step = -1
         self.speed = 0.0
 
-    def tick(self, step: int) -> float:
+    def tick(self, step: int, batch: int) -> float:
+        """Images per second since the last call; 0 at the first."""
         now = time.monotonic()
         if self.last_step >= 0:
-            self.speed = self.images / max(1e-9, now - self.last)
+            self.speed = batch * (step - self.last_step) / max(1e-9, now - self.last)
         if self.writes:
             seconds = round(self.before + now - self.start, 3)
             self.folder.timing(step, seconds=seconds, images_per_second=round(self.speed, 1))

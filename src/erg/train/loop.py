@@ -75,6 +75,11 @@ class Loop:
         threads: int | None = None,
         like: Encoder | None = None,
     ) -> None:
+        if len(data.train) < 2:
+            raise ValueError(
+                "training needs at least 2 images besides those held out (got "
+                f"{len(data.train)}). Add more images."
+            )
         self.run, self.data = run, data
         self.threads = default_threads() if threads is None else threads
         self.fabric = fabric_for(device, run.strategy)
@@ -115,11 +120,6 @@ class Loop:
             pin=self.device.type == "cuda",
             side_at=run.side,
         )  # fmt: skip
-        if len(data.train) < 2:
-            raise ValueError(
-                "training needs at least 2 images besides those held out (got "
-                f"{len(data.train)}). Add more images."
-            )
         self.step_loss = self._set_up()
         self.clusters = type(self.method).after_epoch is not Method.after_epoch
 
@@ -130,9 +130,7 @@ class Loop:
             # through the blocks by themselves.
             for block in self.method.encoder.units() or [self.method.encoder]:
                 block.compile()
-        if not distributed.active() or self.optimiser is None:
-            return self.method.loss
-        if self.sharded:
+        if not distributed.active() or self.optimiser is None or self.sharded:
             return self.method.loss
         with warnings.catch_warnings():
             # Newer torch renames the option and has no other way yet to leave buffers alone.

@@ -1,17 +1,24 @@
 """Frozen data as the plain data that JSON holds, and back, with the type of every value checked."""
 
-import dataclasses
 import math
+import os
 import reprlib
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """Frozen data as JSON: dataclasses carry their name, infinities are spelled out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    """Frozen data as JSON: dataclasses carry their name, infinities are spelled out, paths are text
+    and NumPy's numbers Python's."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if is_dataclass(value) and not isinstance(value, type):
         inner = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
         return {"type": type(value).__name__, **inner}
     if isinstance(value, dict):
@@ -92,9 +99,11 @@ def fits(value: Any, kind: Any) -> bool:
         return value in inner
     if of in (Union, types.UnionType):
         return any(fits(value, each) for each in inner)
+    if of is list:  # JSON has one kind, and both come back as tuples
+        of, inner = tuple, (*inner, ...)
     if of is tuple:
-        if not isinstance(value, tuple):
-            return False
+        if not isinstance(value, tuple) or inner in ((), (...,)):
+            return isinstance(value, tuple)
         if inner[-1] is Ellipsis:
             return all(fits(each, inner[0]) for each in value)
         return len(value) == len(inner) and all(map(fits, value, inner))
@@ -133,4 +142,5 @@ def _within(place: str, name: str) -> str:
 
 
 def damaged(what: str) -> ValueError:
+    """The error for what no erg has written."""
     return ValueError(f"the run is damaged: {what}. Correct it, or use the erg that wrote it.")

@@ -21,7 +21,7 @@ from erg.train.folder import RunFolder
 from erg.train.health import Health, Observer, Watched
 from erg.train.log import Clock, Log
 from erg.train.loop import Loop
-from erg.train.preempt import Stopped, Watch
+from erg.train.preempt import STOPPED, Stopped, Watch
 from erg.train.run import Run
 from erg.train.shortcut import Shortcut
 from erg.views.types import Views
@@ -147,7 +147,7 @@ class Training:
                 if stop or self.due(done):
                     self.save(done)
                 if stop:  # also after the last step: what follows is left to a resumed run
-                    raise Stopped(watch.code or 75, done)
+                    raise Stopped(watch.code or STOPPED, done)
         return loop.whole()
 
     def step(self, step: int, batches: Sequence[Views]) -> dict[str, torch.Tensor]:
@@ -188,11 +188,10 @@ class Training:
         every = max(1, self.run.steps // 2000)
         if done % every and done not in (1, self.run.steps):
             return
-        self.clock.images = self.loop.loader.batch * every
         if parts:
             self.log.take(done - 1, parts)
         self.count_lost(done)
-        speed = self.clock.tick(done)
+        speed = self.clock.tick(done, self.loop.loader.batch)
         if self.show is not None and self.writes:
             self.show(Progress(done, self.run.steps, speed, self.log.last, dict(self.health)))
 
