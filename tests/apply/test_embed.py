@@ -21,6 +21,7 @@ from erg.apply.embed import (
     vectors_of,
 )
 from erg.data import loader
+from erg.data.cache import Cache
 from erg.data.manifest import default_threads
 from erg.data.scenes import world
 from erg.data.source import DataError, open_source
@@ -244,3 +245,19 @@ def test_data_of_another_kind_are_refused_before_any_are_read(model: Path, tmp_p
             embed(given, data)
         with pytest.raises(DataError, match=said):
             open_for(load_encoder(given), data)
+
+
+def test_of_large_images_fewer_are_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, held = Cache.of, list[int]()
+
+    def seen(images: list[np.ndarray]) -> Cache:
+        held.append(len(images))
+        return kept(images)
+
+    monkeypatch.setattr(Cache, "of", seen)
+    images = [np.zeros((9, 9, 3), dtype=np.uint8)] * 70
+    save_encoder(build_encoder("pixels", 448), tmp_path / "encoder")
+    assert len(apply_embed.embed(tmp_path / "encoder", images).vectors) == 70
+    assert held == [64, 6]
