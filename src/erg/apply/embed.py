@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from erg.data.ahead import ahead
 from erg.data.arrays import Tokens, Vectors
 from erg.data.budget import kept_side
-from erg.data.cache import Cache
+from erg.data.cache import Cache, open_items
 from erg.data.loader import Images
 from erg.data.manifest import Manifest, Row, default_threads, look_at, manifest_of
 from erg.data.source import Source, open_source
@@ -21,7 +21,6 @@ from erg.data.splits import hold_out
 from erg.embeddings import Embeddings
 from erg.encoders import Encoder, load_encoder
 from erg.train.checkpoint import state_hash
-from erg.train.data import open_items
 from erg.train.features import at_once, check_takes, device_of, features, whole_images
 from erg.train.fitted import Fitted
 from erg.train.folder import RunFolder

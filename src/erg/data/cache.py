@@ -185,6 +185,35 @@ def open_vectors(
     return manifest, found
 
 
+def open_items(
+    source: Source,
+    *,
+    short_side: int,
+    file: Path | None = None,
+    budget: int | None = None,
+    max_skipped: float = 0.2,
+    max_lost: float = 0.0,
+    manifest: Manifest | None = None,
+    share: Share | None = None,
+    progress: Progress | None = None,
+) -> tuple[Manifest, Cache | Stream | np.ndarray]:
+    """The manifest of a source, and its images as `open_images` opens them; for sources of vectors
+    or tokens these [n d], as `open_vectors` does."""
+    if source.kind == "array":
+        return open_vectors(source, max_skipped=max_skipped, manifest=manifest, progress=progress)
+    return open_images(
+        source,
+        short_side=short_side,
+        file=file,
+        budget=budget,
+        max_skipped=max_skipped,
+        max_lost=max_lost,
+        manifest=manifest,
+        share=share,
+        progress=progress,
+    )
+
+
 def _check_length(source: Source, manifest: Manifest) -> None:
     if len(manifest) != len(source):
         raise DataError(

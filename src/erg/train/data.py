@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from erg import catalog, distributed
 from erg.data.budget import default_budget, kept_side
-from erg.data.cache import Cache, Share, open_images, open_vectors
+from erg.data.cache import Cache, open_items
 from erg.data.loader import Images
 from erg.data.manifest import Manifest
 from erg.data.masked import Masked, masks_of, open_masks
@@ -90,34 +89,6 @@ def with_masks(
         short_side=kept_side(fitted.run.image_size),
         found=Manifest.load(RunFolder(fitted.folder).masks),
     )  # fmt: skip
-
-
-def open_items(
-    source: Source,
-    *,
-    short_side: int,
-    file: Path | None = None,
-    budget: int | None = None,
-    max_skipped: float = 0.2,
-    max_lost: float = 0.0,
-    manifest: Manifest | None = None,
-    share: Share | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Manifest, Images | np.ndarray]:
-    """The manifest of a source, and its images (for sources of vectors or tokens, these [n d])."""
-    if source.kind == "array":
-        return open_vectors(source, max_skipped=max_skipped, manifest=manifest, progress=progress)
-    return open_images(
-        source,
-        short_side=short_side,
-        file=file,
-        budget=budget,
-        max_skipped=max_skipped,
-        max_lost=max_lost,
-        manifest=manifest,
-        share=share,
-        progress=progress,
-    )
 
 
 def check_same(manifest: Manifest) -> None:

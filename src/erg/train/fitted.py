@@ -36,7 +36,11 @@ class Fitted:
         return self.method.encoder
 
     def embed(self, images: np.ndarray | Sequence[Image.Image | np.ndarray]) -> np.ndarray:
-        """Vectors [n d] of uint8 images [n h w 3], of a list of them or of PIL images."""
+        """Vectors [n d] of uint8 images [n h w 3], of a list of them or of PIL images.
+
+        Raises:
+            ValueError: there is none, or one is something else.
+        """
         arrays = [np.asarray(i.convert("RGB") if isinstance(i, Image.Image) else i) for i in images]
         if not arrays:
             raise ValueError("embed takes at least one image (got none). Give it some.")
