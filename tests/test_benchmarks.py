@@ -302,3 +302,21 @@ def test_a_training_that_is_good_enough_ends_and_is_kept(monkeypatch: pytest.Mon
     with pytest.raises(module.Enough):
         curve.look(None, 2)
     assert [(each["images"], each["accuracy"]) for each in curve.found] == [(8, 0.39), (16, 0.41)]
+
+
+def test_seconds_to_an_accuracy_are_beside_both_precisions_of_the_peer() -> None:
+    module = load("time_to_accuracy")
+    half, full = module.PEERS
+    done = {
+        f"{half}; seed 0": {"batch": 256, "seconds": [2.0, 4.0, 3.2]},  # 80 images/s
+        f"{full}; seed 0": {"batch": 256, "seconds": [8.0]},
+        "ResNet-18, 25k images; seed 0": {"curve": [{"seconds": 100.0, "accuracy": 0.41}]},
+    }
+    assert module.lightly_seconds(done, half) == {0.40: 50_176 / 80, 0.44: 100_352 / 80}
+    rows = {name: (bar, found) for name, bar, found in module.claims(done)}
+    name = "speed to 40% on CIFAR-10 / lightly's in {}: ResNet-18 encoder"
+    assert rows[name.format("bf16")] == (">= 2.5", "6.3 (6.3 to 6.3, n = 1)")
+    assert rows[name.format("fp32")] == ("-", "15.7 (15.7 to 15.7, n = 1)")
+    assert len(rows) == 4
+    del done[f"{full}; seed 0"]
+    assert len(module.claims(done)) == 2

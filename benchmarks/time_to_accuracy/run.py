@@ -7,10 +7,11 @@ of it the clock stops while every image is embedded and the test set is classifi
 nearest neighbours in the training set (T = 0.1). Seconds count from the first step. Trainings of
 ResNet-18 end where they are good enough, with the schedule of all their images.
 
-lightly's seconds are the images its recipe needs, divided by its images per second here with bf16
-autocast, which training_step/peer.py measures before every seed. How many images it needs is known
-(KNOWN); --peer-curve measures that again. PYTHON is one that has lightly and pyarrow. What is in
-results.json already is not measured again, unless --again says so.
+lightly's seconds are the images its recipe needs, divided by its images per second here, with bf16
+autocast added and in its own fp32, which training_step/peer.py measures before every seed. How many
+images it needs is known (KNOWN) with bf16, and taken to be as many in fp32; --peer-curve measures
+that again. PYTHON is one that has lightly and pyarrow. What is in results.json already is not
+measured again, unless --again says so.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ KNOWN = [[50_176, 0.400], [100_352, 0.442]]
 """lightly, ResNet-18, batch 256: images trained on, and accuracy then."""
 
 WANTED = (0.40, 0.44)
-PEER = "lightly, ResNet-18, bf16"
+PEERS = {"lightly, ResNet-18, bf16": "bf16", "lightly, ResNet-18, fp32": "fp32"}
 RESNET: dict[str, Any] = {
     "encoder": "resnet18", "encoder_args": {"small_stem": True}, "image_size": 32, "batch": 128,
 }  # fmt: skip
@@ -141,7 +143,7 @@ def measure(trial: str, data: Path, sets: Sequence[Opened], seed: int) -> dict[s
 
 def measure_peer(python: str, data: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """One process of training_step/peer.py."""
-    command = [python, str(STEP / "peer.py"), str(data), "--precision", "bf16", *arguments]
+    command = [python, str(STEP / "peer.py"), str(data), *arguments]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     machine = {"processor": binding.get_host_cpu_name(), "cores": os.cpu_count()}
     return {**json.loads(printed.splitlines()[-1]), "machine": machine}
@@ -168,27 +170,28 @@ def run() -> None:
     files = [str(options.data / f"cifar10_{part}.parquet") for part in ("train", "test")]
     sets = [open_for(sized, file, label="label") for file in files]
     for seed in options.seeds:
-        key = f"{PEER}; seed {seed}"
-        if key not in done:
-            arguments = ["--seed", str(seed)]
-            keep(key, measure_peer(options.peer_python, options.data, arguments))
+        for peer, precision in PEERS.items():
+            key = f"{peer}; seed {seed}"
+            if key not in done:
+                arguments = ["--precision", precision, "--seed", str(seed)]
+                keep(key, measure_peer(options.peer_python, options.data, arguments))
         for trial in options.trials:
             key = f"{trial}; seed {seed}"
             if key not in done:
                 keep(key, measure(trial, options.data, sets, seed))
     if options.peer_curve and "lightly's curve" not in done:
-        arguments = ["--points", *map(str, PEER_POINTS)]
+        arguments = ["--precision", "bf16", "--points", *map(str, PEER_POINTS)]
         keep("lightly's curve", measure_peer(options.peer_python, options.data, arguments))
     table(done)
 
 
-def lightly_seconds(done: dict[str, Any]) -> dict[float, float]:
-    """What lightly takes to each accuracy, at its images per second here; nothing if these are not
-    known."""
+def lightly_seconds(done: dict[str, Any], peer: str) -> dict[float, float]:
+    """What lightly takes to each accuracy in one precision, at its images per second here; nothing
+    if these are not known."""
     rates = [
         value["batch"] / statistics.median(value["seconds"])
         for key, value in done.items()
-        if key.startswith(PEER)
+        if key.startswith(peer)
     ]
     if not rates:
         return {}
@@ -210,12 +213,12 @@ def seconds(done: dict[str, Any]) -> dict[str, dict[float, list[float]]]:
 
 def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What is claimed, the bar, and what was measured (lowest to highest of the seeds)."""
-    theirs, found = lightly_seconds(done), seconds(done)
+    found = seconds(done)
     rows: list[tuple[str, str, str]] = []
-    if not theirs:
-        return rows
-    for first, bar in (("default", 10), ("ResNet-18", 2.5)):
-        for wanted in WANTED:
+    ours = (("default", {"bf16": 10}), ("ResNet-18", {"bf16": 2.5}))
+    for (first, bars), (peer, precision) in product(ours, PEERS.items()):
+        theirs = lightly_seconds(done, peer)
+        for wanted in theirs:
             # A schedule is chosen before training: the fastest of those that get there.
             tried = [each[wanted] for trial, each in found.items() if trial.startswith(first)]
             if tried:
@@ -225,17 +228,18 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
                 spread = f"{measured} ({min(times):.1f} to {max(times):.1f}, n = {len(times)})"
                 if math.isinf(statistics.median(best)):
                     spread = "not reached by the schedules measured so far"
-                name = f"speed to {wanted:.0%} on CIFAR-10 / lightly's in bf16: {first} encoder"
-                rows.append((name, f">= {bar:g}", spread))
+                name = f"speed to {wanted:.0%} on CIFAR-10 / lightly's in {precision}"
+                bar = f">= {bars[precision]:g}" if precision in bars else "-"
+                rows.append((f"{name}: {first} encoder", bar, spread))
     return rows
 
 
 def table(done: dict[str, Any]) -> None:
     """Median seconds to each accuracy, and what is claimed."""
-    theirs = lightly_seconds(done)
     print(f"| | {' | '.join(f'to {w:.0%}, s' for w in WANTED)} |\n|---{'|---' * len(WANTED)}|")
-    if theirs:
-        print(f"| {PEER} | {' | '.join(f'{theirs[w]:.0f}' for w in WANTED)} |")
+    for peer in PEERS:
+        if theirs := lightly_seconds(done, peer):
+            print(f"| {peer} | {' | '.join(f'{theirs[w]:.0f}' for w in WANTED)} |")
     for trial, found in seconds(done).items():
         cells = [f"{statistics.median(found[wanted]):.1f}" for wanted in WANTED]
         print(f"| {trial} | {' | '.join(cells)} |")

@@ -38,8 +38,8 @@ ARMS: dict[str, tuple[str, list[str]]] = {
     OURS: ("ours.py", ["--batch", "256"]),
     NETWORK: ("ours.py", ["--encoder", "default"]),
 }
-MORE_STEPS = {NETWORK: 4}
-"""How many times as many steps, where they are short."""
+MORE_STEPS = {NETWORK: 8}
+"""How many times as many steps, where they are short; of those before, too."""
 
 OTHER = ", tcmalloc"
 TCMALLOC = ctypes.util.find_library("tcmalloc_minimal")
@@ -51,10 +51,11 @@ def measure(arm: str, options: argparse.Namespace, repetition: int) -> dict[str,
     """One process of an arm."""
     script, arguments = ARMS[arm]
     python = options.peer_python if script == "peer.py" else sys.executable
-    steps = options.steps * MORE_STEPS.get(arm, 1)
+    more = MORE_STEPS.get(arm, 1)
+    steps, before = str(more * options.steps), str(more * options.warm_up)
     command = [
-        python, str(HERE / script), str(options.data), *arguments, "--steps", str(steps),
-        "--warm-up", str(options.warm_up), "--seed", str(repetition),
+        python, str(HERE / script), str(options.data), *arguments, "--steps", steps,
+        "--warm-up", before, "--seed", str(repetition),
     ]  # fmt: skip
     preload = {"LD_PRELOAD": str(TCMALLOC)} if arm.endswith(OTHER) else {}
     printed = subprocess.run(

@@ -247,7 +247,7 @@ def test_close_ends_the_thread_of_an_iterator_that_is_still_held() -> None:
     held = loader.ahead(0, 10)
     assert next(held)[0] == 0
     assert threads() == ["erg-ahead_0"]
-    assert threading.active_count() == before + 3
+    assert threading.active_count() == before + 2
     loader.close()
     assert threading.active_count() == before
 

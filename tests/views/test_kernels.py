@@ -34,7 +34,7 @@ from erg.views.plan import (
     Augmentation,
 )
 from erg.views.random import Purpose, bits, uniform
-from erg.views.render import draw, render
+from erg.views.render import draw, renderer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEAN_COLOUR = torch.tensor(MEAN)[:, None, None]
@@ -99,8 +99,8 @@ def rendered(
     index = np.arange(len(pixels.height))
     params = drawn_for(pixels, augmentation, seed)
     out = np.full((len(index), side, side, 3), np.nan, dtype=np.float32)
-    render(pixels, params, augmentation, view=0, seed=seed, epoch=0, index=index, mean=MEAN,
-           std=STD, out=out)  # fmt: skip
+    renderer(pixels, params, augmentation, view=0, seed=seed, epoch=0, index=index, mean=MEAN,
+             std=STD, out=out)(slice(0, len(index)))  # fmt: skip
     return params, out
 
 

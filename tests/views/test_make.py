@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 
 from erg.views import kernels
-from erg.views.make import make_tokens, make_vectors, make_view, make_views
+from erg.views.make import begin_view, make_tokens, make_vectors, make_views
 from erg.views.masks import random_mask, random_tiles
 from erg.views.pixels import Pixels
 from erg.views.plan import (
@@ -34,6 +34,7 @@ from erg.views.plan import (
     two_views,
 )
 from erg.views.random import Purpose, bits, uniform
+from erg.views.render import render
 from erg.views.types import Output, View
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -72,6 +73,14 @@ def with_masks(rows: list[int], without: Sequence[int] = ()) -> Pixels:
     masks = some(MASKS, rows)
     masks = masks._replace(height=masks.height * there, width=masks.width * there)
     return some(PIXELS, rows)._replace(masks=masks)
+
+
+def make_view(
+    pixels: Pixels, augmentation: Augmentation, pool: ThreadPoolExecutor | None = None, **how: Any
+) -> View:
+    view, rendering = begin_view(pixels, augmentation, **how)
+    render([rendering], len(how["index"]), pool)
+    return view
 
 
 def make(augmentation: Augmentation, rows: list[int] | None = None, **changed: Any) -> View:

@@ -1,4 +1,8 @@
-"""What `render` refuses; the views it makes are compared with others in `test_kernels`."""
+"""What `renderer` refuses, and how `render` shares work; `test_kernels` compares the views."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -6,20 +10,20 @@ import pytest
 from erg.views.masks import random_tiles
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, Tiles
-from erg.views.render import draw, render
+from erg.views.render import draw, render, renderer
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 INDEX = np.array([4, 90, 17, 3, 1000, 55, 8])
 PIXELS = Pixels.pack([np.full((20 + i, 31 - i, 3), i, dtype=np.uint8) for i in range(len(INDEX))])
 
 
-def test_render_refuses_other_numbers() -> None:
+def test_renderer_refuses_other_numbers() -> None:
     params = draw(PIXELS, LIGHT, view=0, geometry=0, seed=2, epoch=1, index=INDEX)
     for dtype in (np.float64, np.int16, np.float16):
         out = np.empty((7, 32, 32, 3), dtype=dtype)
         with pytest.raises(ValueError, match=r"Give float32, uint16 \(for bfloat16\) or uint8"):
-            render(PIXELS, params, LIGHT, view=0, seed=2, epoch=1, index=INDEX, mean=MEAN, std=STD,
-                   out=out)  # fmt: skip
+            renderer(PIXELS, params, LIGHT, view=0, seed=2, epoch=1, index=INDEX, mean=MEAN,
+                     std=STD, out=out)  # fmt: skip
 
 
 def test_memory_for_tiles_that_is_not_contiguous_is_refused() -> None:
@@ -27,5 +31,69 @@ def test_memory_for_tiles_that_is_not_contiguous_is_refused() -> None:
     cut = random_tiles(Tiles(grid=(3, 2), gap=0.0, jitter=0.3), 32, 2, 1, INDEX, 0)
     out = np.empty((7, 2 * 42, 7, 3), dtype=np.float32)[:, ::2]
     with pytest.raises(ValueError, match="contiguous: False"):
-        render(PIXELS, params, LIGHT, view=0, seed=2, epoch=1, index=INDEX, mean=MEAN, std=STD,
-               out=out, cut=cut)  # fmt: skip
+        renderer(PIXELS, params, LIGHT, view=0, seed=2, epoch=1, index=INDEX, mean=MEAN, std=STD,
+                 out=out, cut=cut)  # fmt: skip
+
+
+WORTH = 0.003
+
+
+def done(
+    seconds: float, views: int, count: int, threads: int, worth: float = WORTH
+) -> tuple[list[np.ndarray], set[str]]:
+    """How often each item of each view was rendered, and by whom, if a part takes so long."""
+    items, by = [np.zeros(count, int) for _ in range(views)], set[str]()
+
+    def one(view: int, part: slice) -> None:
+        items[view][part] += 1
+        by.add(threading.current_thread().name)
+        time.sleep(seconds)
+
+    runs = [lambda part, view=view: one(view, part) for view in range(views)]
+    with ThreadPoolExecutor(threads, "helper") as pool:
+        render(runs, count, pool, worth)
+    return items, by
+
+
+@pytest.mark.parametrize(("views", "count"), [(1, 1), (2, 1), (1, 7), (3, 64), (2, 65), (10, 5)])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("seconds", "worth"), [(0.0, 0.0), (0.0, WORTH), (WORTH, WORTH)])
+def test_every_item_of_every_view_is_rendered_once(
+    seconds: float, worth: float, views: int, count: int, threads: int
+) -> None:
+    items, _ = done(seconds, views, count, threads, worth)
+    assert all((each == 1).all() for each in items)
+
+
+@pytest.mark.parametrize("worth", [0.0, WORTH])
+def test_others_help_where_much_is_left(worth: float) -> None:
+    assert len(done(WORTH, views=2, count=64, threads=1, worth=worth)[1]) == 2
+
+
+def test_others_are_left_alone_where_little_is_left() -> None:
+    by = done(0.0, views=2, count=64, threads=1, worth=60.0)[1]
+    assert by == {threading.current_thread().name}
+
+
+def test_nothing_is_rendered_of_nothing() -> None:
+    for worth in (0.0, WORTH):
+        with ThreadPoolExecutor(1) as pool:
+            render([], 5, pool, worth)
+            render([lambda part: pytest.fail("called")], 0, pool, worth)
+
+
+@pytest.mark.parametrize("worth", [0.0, WORTH])
+@pytest.mark.parametrize("where", ["here", "helper"])
+def test_an_error_surfaces_whichever_thread_it_is_in(where: str, worth: float) -> None:
+    rendered: list[slice] = []
+
+    def run(part: slice) -> None:
+        helper = threading.current_thread().name.startswith("helper")
+        time.sleep(WORTH)
+        if part.start and helper == (where == "helper"):
+            raise ArithmeticError(where)
+        rendered.append(part)
+
+    with ThreadPoolExecutor(1, "helper") as pool, pytest.raises(ArithmeticError, match=where):
+        render([run], 800, pool, worth)
+    assert len(rendered) < 8

@@ -47,7 +47,8 @@ class Loader:
         world: number of processes; process r takes items r, r + world, ... of each batch, so that
             some may have one more than others.
         accumulate: micro-batches per step.
-        threads: that make views; 0 makes them in the calling thread.
+        threads: that make views; the calling one is one of them.
+        worth: what has to be left of a batch before the others are asked to help [s].
         output: numbers of the views (see `make_views`); vectors are always float32. Views in
             uint8 are normalised by `Views.to`: nothing should read their data before.
         pin: put views into memory that a GPU copies from while it computes, so that
@@ -70,6 +71,7 @@ class Loader:
         world: int = 1,
         accumulate: int = 1,
         threads: int = 0,
+        worth: float = 0.0,
         output: Output = "float32",
         pin: bool = False,
         side_at: Callable[[int], int] | None = None,
@@ -93,7 +95,8 @@ class Loader:
                 f"micro-batches of {self.batch // accumulate} images leave some of {world} "
                 "processes without any. Choose a larger batch, or fewer processes."
             )
-        self.pool = ThreadPoolExecutor(threads) if threads else None
+        self.worth = worth
+        self.pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self.steps_per_epoch = len(self.rows) // self.batch
         self._order: tuple[int, np.ndarray] = (-1, self.rows)
         self._open: WeakSet[Generator[tuple[int, list[Views]], None, None]] = WeakSet()
@@ -160,6 +163,7 @@ class Loader:
             mean=self.mean,
             std=self.std,
             pool=self.pool,
+            worth=self.worth,
             output=self.output,
             pin=self.pin,
             among=among,

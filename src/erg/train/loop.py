@@ -35,6 +35,11 @@ from erg.train.shards import local
 from erg.views.random import Purpose, bits
 from erg.views.types import Views
 
+WORTH = 0.003
+"""What has to be left of a batch before other threads are asked to help with its views, on a CPU
+[s]. The threads of the last step hold the cores for some milliseconds more: help for less came too
+late in nine steps of ten, or took the core of the thread that asked for it."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -114,7 +119,7 @@ class Loop:
             data.images, data.train, plan, batch=run.batch, seed=run.seed,
             image_size=run.image_size, mean=encoder.mean, std=encoder.std,
             rank=distributed.rank(), world=distributed.world(), accumulate=run.accumulate,
-            threads=self.threads,
+            threads=self.threads, worth=WORTH if self.device.type == "cpu" else 0.0,
             # A quarter of the bytes cross to an accelerator, which normalises them there.
             output="float32" if self.device.type == "cpu" else "uint8",
             pin=self.device.type == "cuda",

@@ -14,14 +14,14 @@ from erg.views.masks import Cut, draw_mask, random_tiles
 from erg.views.pixels import Pixels
 from erg.views.plan import WHOLE, Augmentation, Plan
 from erg.views.random import Purpose, uniform
-from erg.views.render import check, draw, render
+from erg.views.render import Renderer, check, draw, render, renderer
 from erg.views.types import How, Output, View, Views
 
 MEMORY: dict[Output, str] = {"float32": "float32", "bfloat16": "uint16", "uint8": "uint8"}
 """What the kernels write for each form of output: NumPy has no bfloat16, so its bits."""
 
 
-def make_view(
+def begin_view(
     pixels: Pixels,
     augmentation: Augmentation,
     *,
@@ -33,14 +33,13 @@ def make_view(
     image_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    pool: ThreadPoolExecutor | None = None,
     output: Output = "float32",
     pin: bool = False,
     out: Shaped[np.ndarray, "b h w 3"] | None = None,
     step: int = 0,
     among: Int64[np.ndarray, " global"] | None = None,
-) -> View:
-    """Make one view of every image.
+) -> tuple[View, Renderer]:
+    """Draw how one view of every image is made, and allocate it.
 
     Args:
         pixels: the images.
@@ -55,7 +54,6 @@ def make_view(
         image_size: of the encoder [pixels].
         mean: subtracted per channel from values in [0, 1].
         std: divided by per channel.
-        pool: threads to share the batch, which changes no bit; None works in this thread.
         output: numbers of the view: float32 or bfloat16, normalised; or uint8, which `View.to`
             normalises and which cannot hold noise.
         pin: allocate memory that a GPU copies from by itself; there has to be one.
@@ -66,7 +64,8 @@ def make_view(
             (see `masks`).
 
     Returns:
-        A view of data [b 3 s s], or of p tiles [b 3 p*t t], in channels-last memory, that of `out`.
+        A view of data [b 3 s s], or of p tiles [b 3 p*t t], in channels-last memory, that of `out`;
+        and what renders it (see `render`): before, its data is whatever the memory held.
 
     Raises:
         ValueError: the arguments do not fit each other.
@@ -88,7 +87,7 @@ def make_view(
         epoch=epoch,
         index=index,
     )
-    render(
+    rendering = renderer(
         pixels,
         params,
         augmentation,
@@ -100,17 +99,17 @@ def make_view(
         std=std,
         out=data.numpy(),
         cut=cut,
-        pool=pool,
     )
     masking = augmentation.mask
     data = data.view(torch.bfloat16) if output == "bfloat16" else data
-    return View(
+    begun = View(
         data=data.permute(0, 3, 1, 2),  # [b 3 s s]
         made=_how(pixels, params, cut),
         mask=draw_mask(masking, seed, epoch, step, index, view, among) if masking else None,
         mean=tuple(mean),
         std=tuple(std),
     )
+    return begun, rendering
 
 
 def make_views(
@@ -125,15 +124,18 @@ def make_views(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     pool: ThreadPoolExecutor | None = None,
+    worth: float = 0.0,
     output: Output = "float32",
     pin: bool = False,
     among: Int64[np.ndarray, " global"] | None = None,
 ) -> Views:
-    """Make all views of a plan; arguments as `make_view`.
+    """Make all views of a plan; arguments as `begin_view`.
 
     Args:
         plan: of kind image.
         step: optimiser step the batch belongs to.
+        pool: threads to share the work with, which changes no bit; None works in this thread.
+        worth: what has to be left to do before they are asked to help [s].
         output: numbers of the views. Views with noise or dropped colours, which uint8 cannot hold,
             are made in float32 instead: methods are given the same normalised floats after
             `Views.to`.
@@ -143,11 +145,11 @@ def make_views(
     """
     if plan.kind != "image":
         raise ValueError(f"the plan is of kind {plan.kind}. Pixels need a plan of kind image.")
-    made: list[View] = []
+    begun: list[tuple[View, Renderer]] = []
     for number, wanted in enumerate(plan.main + plan.local):
         augmentation, geometry = _resolve(plan, wanted, number)
-        made.append(
-            make_view(
+        begun.append(
+            begin_view(
                 pixels,
                 augmentation,
                 view=number,
@@ -158,14 +160,14 @@ def make_views(
                 image_size=image_size,
                 mean=mean,
                 std=std,
-                pool=pool,
                 output="float32" if output == "uint8" and augmentation.noisy else output,
                 pin=pin,
                 step=step,
                 among=among,
             )
         )
-    return _together(made, plan, step, index)
+    render([rendering for _, rendering in begun], len(index), pool, worth)
+    return _together([view for view, _ in begun], plan, step, index)
 
 
 def make_vectors(
@@ -227,7 +229,7 @@ def make_tokens(
         epoch: number of the epoch.
         step: optimiser step the batch belongs to.
         index: row of each sequence in the manifest.
-        among: as of `make_view`.
+        among: as of `begin_view`.
 
     Raises:
         ValueError: the plan crops or colours, its masks are of another length, or a sequence holds

@@ -2,8 +2,12 @@
 check that there is nothing to read outside the pixels.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
@@ -12,6 +16,12 @@ from erg.views import kernels
 from erg.views.masks import Cut
 from erg.views.pixels import Pixels
 from erg.views.plan import Augmentation
+
+Renderer = Callable[[slice], None]
+"""Renders a slice of the batch, in any thread."""
+
+PARTS = 4
+"""Parts for each thread, so that one that comes late leaves its share to others."""
 
 
 def settings(augmentation: Augmentation) -> Float64[np.ndarray, " p"]:
@@ -63,7 +73,7 @@ def draw(
     return out
 
 
-def render(
+def renderer(
     pixels: Pixels,
     params: Float64[np.ndarray, "b p"],
     augmentation: Augmentation,
@@ -76,9 +86,9 @@ def render(
     std: tuple[float, ...],
     out: Shaped[np.ndarray, "b h w 3"],
     cut: Cut | None = None,
-    pool: ThreadPoolExecutor | None = None,
-) -> None:
-    """Render views with given parameters into `out`, channels last, in the form of its numbers.
+) -> Renderer:
+    """What renders views with given parameters into `out`, channels last, in the form of its
+    numbers.
 
     Args:
         pixels: the images.
@@ -94,8 +104,6 @@ def render(
             bits of bfloat16) or uint8 (values clipped to [0, 1] and rounded to [0, 255], not
             normalised).
         cut: which tiles to cut out of the views, if any.
-        pool: threads to share the batch; None renders in this thread. Must not be a pool whose
-            workers are all waiting in this function.
 
     Raises:
         ValueError: `out` has numbers of another form, or one that cannot hold the view's noise.
@@ -147,14 +155,53 @@ def render(
             memory[part],
         )
 
-    if pool is None:
-        run(slice(0, len(rows)))
-        return
-    workers = pool._max_workers  # the only place where the executor says how many it has
-    bounds = [len(rows) * i // workers for i in range(workers + 1)]
-    parts = [slice(a, b) for a, b in pairwise(bounds) if a < b]
-    for done in [pool.submit(run, part) for part in parts]:
-        done.result()
+    return run
+
+
+def render(
+    renderers: Sequence[Renderer],
+    count: int,
+    pool: ThreadPoolExecutor | None = None,
+    worth: float = 0.0,
+) -> None:
+    """Render every item of several views, part after part, in this thread and those of a pool. Who
+    renders what depends on the clock, and no bit on that.
+
+    Args:
+        renderers: of each view.
+        count: items of each.
+        pool: threads that help; None renders in this thread alone.
+        worth: what has to be left to do before they are asked to [s].
+    """
+    threads = 1 if pool is None else 1 + pool._max_workers  # only there it says how many it has
+    size = max(1, count * len(renderers) // (PARTS * threads))
+    parts = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    waiting = deque(product(renderers, parts))
+
+    def work() -> None:
+        while True:
+            try:
+                run, part = waiting.popleft()
+            except IndexError:
+                return
+            run(part)
+
+    others: list[Future[None]] = []
+    try:
+        left = math.inf
+        if worth and waiting:
+            start = time.perf_counter()
+            run, part = waiting.popleft()
+            run(part)
+            left = len(waiting) * (time.perf_counter() - start)
+        if pool is not None and left > worth:
+            others = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+    finally:
+        waiting.clear()  # after an error
+        for other in others:
+            if not other.cancel():
+                other.result()
 
 
 def check(
