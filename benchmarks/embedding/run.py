@@ -5,8 +5,9 @@
 The pictures of Imagenette (128 pixels) are written into a folder. `erg.embed` goes all the way from
 there to vectors, with timm's ResNet-18 at random: it finds, reads and decodes the files, makes the
 views, runs the network. The network alone does the same batches from tensors that are ready, in the
-same process and precision. PYTHON is one that has lightly; without it lightly is left out. What is
-in results.json already is not measured again, unless --again says so.
+same process and precision, and from memory that is kept as erg keeps it. PYTHON is one that has
+lightly; without it lightly is left out. What is in results.json already is not measured again,
+unless --again says so.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 from llvmlite import binding
 
 import erg
+from erg.allocator import blocks_kept
 from erg.durable import write_atomically
 from erg.train.features import computing_in, evaluating
 from erg.train.run import Precision, environment
@@ -44,6 +46,7 @@ def write_folder(file: Path, folder: Path, images: int | None) -> int:
     return len(cells)
 
 
+@blocks_kept()
 def measure(folder: Path, images: int, precision: str, size: int, seed: int) -> dict[str, Any]:
     """`erg.embed`, then the network alone, after a first batch of both that does not count."""
     run = erg.Run(

@@ -23,6 +23,7 @@ from llvmlite import binding
 from ours import RESNET, bare, choose
 from torch import nn
 
+from erg.allocator import blocks_kept
 from erg.data.source import open_source
 from erg.durable import write_atomically
 from erg.train.data import open_data
@@ -103,6 +104,7 @@ class Parts:
         return {part: found[part] for part in PARTS}
 
 
+@blocks_kept()
 def measure(encoder: str, data: Data, count: int, warm_up: int, seed: int) -> dict[str, Any]:
     """One repetition: steps of the loop, then as many of the bare network."""
     run = choose(encoder, BATCH[encoder], warm_up + count + 1, seed)

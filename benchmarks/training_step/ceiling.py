@@ -24,6 +24,7 @@ from llvmlite import binding
 from ours import RESNET, bare, choose
 from torch.utils.flop_counter import FlopCounterMode
 
+from erg.allocator import blocks_kept
 from erg.durable import write_atomically
 from erg.train.run import Precision, environment
 
@@ -43,6 +44,7 @@ def rate(work: Callable[[], object], operations: float, repetitions: int) -> lis
     return found
 
 
+@blocks_kept()
 def run() -> None:
     """Measure both in both precisions, write and print them."""
     parser = argparse.ArgumentParser(description=__doc__)

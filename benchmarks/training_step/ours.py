@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 import erg
+from erg.allocator import blocks_kept
 from erg.encoders import parameter_count
 from erg.method import Method
 from erg.recipes.default import Seen, default
@@ -95,6 +96,7 @@ def bare(method: Method, run: erg.Run, seed: int) -> Callable[[], dict[str, floa
     return once
 
 
+@blocks_kept()
 def run() -> None:
     """Measure one repetition."""
     parser = argparse.ArgumentParser(description=__doc__)

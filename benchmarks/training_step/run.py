@@ -5,16 +5,15 @@
 From end to end: images, views, forward, backward, optimiser. The same ResNet-18 (3 x 3 stem) and
 projector in batches of 256: erg with its default choices, lightly as documented (peer.py), lightly
 with bf16 autocast added. Beside it the forward and backward pass of encoder and projector alone
-(ours.py), and with erg's own default encoder the share of a step spent waiting for views. Where
-tcmalloc is installed (libtcmalloc_minimal), ResNet-18 in bf16 is measured with it too, on both
-sides: the C library's allocator gives large blocks back to the system in every step.
+(ours.py), and with erg's own default encoder the share of a step spent waiting for views. While it
+trains erg has the C library keep the memory that a step frees (erg/allocator.py); what that would
+do for lightly in bf16 is measured too, with the same settings given from outside.
 
 Every repetition is one process of each, in turn. PYTHON is one that has lightly and pyarrow. What
 is in results.json already is not measured again, unless --again says so.
 """
 
 import argparse
-import ctypes.util
 import json
 import os
 import statistics
@@ -41,10 +40,9 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 MORE_STEPS = {NETWORK: 8}
 """How many times as many steps, where they are short; of those before, too."""
 
-OTHER = ", tcmalloc"
-TCMALLOC = ctypes.util.find_library("tcmalloc_minimal")
-if TCMALLOC is not None:
-    ARMS |= {f"{arm}{OTHER}": ARMS[arm] for arm in (HALF, OURS)}
+KEPT = f"{HALF}, memory kept"
+ARMS[KEPT] = ARMS[HALF]
+KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def measure(arm: str, options: argparse.Namespace, repetition: int) -> dict[str, Any]:
@@ -57,9 +55,9 @@ def measure(arm: str, options: argparse.Namespace, repetition: int) -> dict[str,
         python, str(HERE / script), str(options.data), *arguments, "--steps", steps,
         "--warm-up", before, "--seed", str(repetition),
     ]  # fmt: skip
-    preload = {"LD_PRELOAD": str(TCMALLOC)} if arm.endswith(OTHER) else {}
+    settings = KEEPING if arm == KEPT else {}
     printed = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | preload
+        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | settings
     ).stdout
     machine = {"processor": binding.get_host_cpu_name(), "cores": os.cpu_count()}
     return {**json.loads(printed.splitlines()[-1]), "machine": machine}

@@ -1,15 +1,13 @@
 """erg doctor warms the cache of the kernels, and what is compiled is seen to be."""
 
-import ctypes.util
 import io
-import sys
 
 import pytest
 from rich.console import Console
 
 from erg.cli import main
 from erg.commands import show
-from erg.commands.doctor import allocator, facts, problems
+from erg.commands.doctor import facts, problems
 from erg.views import kernels
 
 
@@ -57,13 +55,3 @@ def test_of_several_processes_the_first_compiles(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("RANK", rank)
         show.compiling()
         assert len(done) == times
-
-
-def test_doctor_knows_a_faster_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.delenv("LD_PRELOAD", raising=False)
-    for found, told in ((None, "the system's"), ("libtc.so.4", "LD_PRELOAD=libtc.so.4")):
-        monkeypatch.setattr(ctypes.util, "find_library", lambda name, found=found: found)
-        assert allocator().endswith(told)
-    monkeypatch.setenv("LD_PRELOAD", "/lib/libjemalloc.so.2")
-    assert allocator() == "/lib/libjemalloc.so.2"

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from erg import energy
+from erg.allocator import blocks_kept
 from erg.apply.embed import Opened, depth_for, vectors_of
 from erg.classifiers import Classifier
 from erg.data.loader import Loader
@@ -64,6 +65,7 @@ class Tuning:
 STANDARD = Tuning()
 
 
+@blocks_kept()
 def finetune(
     encoder: Encoder,
     opened: Opened,

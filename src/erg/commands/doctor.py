@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ def facts() -> dict[str, str]:
     """Versions, devices, memory and disk, by name."""
     import torch
 
+    from erg.allocator import described
     from erg.train.run import environment, has_bf16_instructions
     from erg.views.kernels import kept_in
 
@@ -49,22 +49,9 @@ def facts() -> dict[str, str]:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         found["memory"] = f"{memory / 2**30:.1f} GiB"
     found["disk free here"] = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"
-    found["allocator"] = allocator()
+    found["allocator"] = described()
     found["view kernels"] = f"compiled, kept in {kept_in() or 'no folder'}"
     return found
-
-
-def allocator() -> str:
-    """What gives memory, and what gives it faster (see benchmarks/training_step)."""
-    import ctypes.util
-
-    preloaded = os.environ.get("LD_PRELOAD", "")
-    if "malloc" in preloaded:
-        return preloaded
-    other = ctypes.util.find_library("tcmalloc_minimal") if sys.platform == "linux" else None
-    if other is None:
-        return "the system's"
-    return f"the system's; large networks on a CPU are faster with LD_PRELOAD={other}"
 
 
 def problems() -> list[str]:

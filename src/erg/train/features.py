@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from erg.allocator import blocks_kept
 from erg.data.loader import Images, Loader
 from erg.data.source import DataError
 from erg.encoders import Encoder
@@ -193,6 +194,7 @@ def whole_images(
         loader.close()
 
 
+@blocks_kept()
 def features(
     embed: Callable[[Tensor], Tensor],
     module: nn.Module,

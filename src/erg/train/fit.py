@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from erg import distributed
+from erg.allocator import blocks_kept
 from erg.data.masked import Masked, masks_of
 from erg.data.source import Source, open_source
 from erg.encoders import save_encoder
@@ -42,6 +43,7 @@ from erg.train.shortcut import Shortcut
 from erg.train.training import Progress, measured, train
 
 
+@blocks_kept()
 def fit(
     run: Run,
     data: Any = None,
