@@ -15,6 +15,7 @@ from pathlib import Path
 from erg.allocator import blocks_kept
 
 libc = ctypes.CDLL(None)
+libc.prctl(41, *map(ctypes.c_ulong, (1, 0, 0, 0)))  # PR_SET_THP_DISABLE
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 SIZE = 40 << 20

@@ -320,3 +320,20 @@ def test_seconds_to_an_accuracy_are_beside_both_precisions_of_the_peer() -> None
     assert len(rows) == 4
     del done[f"{full}; seed 0"]
     assert len(module.claims(done)) == 2
+
+
+def test_arms_differ_in_the_settings_of_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, seen = load("training_step"), {}
+
+    def run(command: list[str], *, env: dict[str, str], **further: Any) -> Any:
+        seen[command[0]] = {name for name in env if name.startswith("MALLOC_")}
+        return SimpleNamespace(stdout="{}")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module.sys, "executable", "ours")
+    options = SimpleNamespace(peer_python="peer", data="data", steps=1, warm_up=1)
+    for arms, changed in (((module.OURS, module.HALF), False), ((module.GIVEN, module.KEPT), True)):
+        for arm in arms:
+            module.measure(arm, options, 0)
+        assert all(bool(names) == changed for names in seen.values())
+        assert set(seen) == {"ours", "peer"}

@@ -6,8 +6,8 @@ From end to end: images, views, forward, backward, optimiser. The same ResNet-18
 projector in batches of 256: erg with its default choices, lightly as documented (peer.py), lightly
 with bf16 autocast added. Beside it the forward and backward pass of encoder and projector alone
 (ours.py), and with erg's own default encoder the share of a step spent waiting for views. While it
-trains erg has the C library keep the memory that a step frees (erg/allocator.py); what that would
-do for lightly in bf16 is measured too, with the same settings given from outside.
+trains erg has the C library keep the memory that a step frees (erg/allocator.py); what it does
+without, and what that would do for lightly in bf16, is measured too, by settings from outside.
 
 Every repetition is one process of each, in turn. PYTHON is one that has lightly and pyarrow. What
 is in results.json already is not measured again, unless --again says so.
@@ -40,9 +40,13 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 MORE_STEPS = {NETWORK: 8}
 """How many times as many steps, where they are short; of those before, too."""
 
-KEPT = f"{HALF}, memory kept"
-ARMS[KEPT] = ARMS[HALF]
-KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+KEPT, GIVEN = f"{HALF}, memory kept", f"{OURS}, memory given back"
+ARMS |= {KEPT: ARMS[HALF], GIVEN: ARMS[OURS]}
+SETTINGS = {
+    KEPT: {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
+    GIVEN: {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)},
+}
+"""Of the C library; GIVEN are those at which glibc arrives by itself."""
 
 
 def measure(arm: str, options: argparse.Namespace, repetition: int) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def measure(arm: str, options: argparse.Namespace, repetition: int) -> dict[str,
         python, str(HERE / script), str(options.data), *arguments, "--steps", steps,
         "--warm-up", before, "--seed", str(repetition),
     ]  # fmt: skip
-    settings = KEEPING if arm == KEPT else {}
+    settings = SETTINGS.get(arm, {})
     printed = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | settings
     ).stdout

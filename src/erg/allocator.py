@@ -32,8 +32,8 @@ class _Inside:
 
 @contextmanager
 def blocks_kept() -> Iterator[None]:
-    """Freed memory stays with the process, which has as much as it ever needed at once; at the end
-    it is given back. Also a decorator.
+    """Memory that the main thread frees stays with the process, which has about as much as it ever
+    needed at once; at the end it is given back. Also a decorator.
 
     Nothing is changed where the C library is another one, or where `chosen` says that somebody
     chose an allocator or its settings from outside.

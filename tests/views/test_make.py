@@ -5,7 +5,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,15 @@ def with_masks(rows: list[int], without: Sequence[int] = ()) -> Pixels:
     return some(PIXELS, rows)._replace(masks=masks)
 
 
+class Early(ThreadPoolExecutor):
+    """Its threads render everything, before the caller goes on."""
+
+    def submit(self, *given: Any, **further: Any) -> Future[Any]:
+        made = super().submit(*given, **further)
+        made.exception()
+        return made
+
+
 def make_view(
     pixels: Pixels, augmentation: Augmentation, pool: ThreadPoolExecutor | None = None, **how: Any
 ) -> View:
@@ -96,7 +105,7 @@ def make(augmentation: Augmentation, rows: list[int] | None = None, **changed: A
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 def test_threads_change_no_bit(threads: int, side: int) -> None:
     alone = make(EVERYTHING, image_size=side)
-    with ThreadPoolExecutor(threads) as pool:
+    with Early(threads) as pool:
         shared = make(EVERYTHING, image_size=side, pool=pool)
     assert torch.equal(alone.data, shared.data)
     assert torch.isfinite(alone.data).all()
@@ -185,7 +194,7 @@ def test_bytes_are_rounded_to_the_nearest() -> None:
 @pytest.mark.parametrize("output", ["bfloat16", "uint8"])
 def test_threads_and_batches_change_no_bit_of_any_output(output: Output) -> None:
     alone = make(QUIET, output=output)
-    with ThreadPoolExecutor(3) as pool:
+    with Early(3) as pool:
         assert torch.equal(make(QUIET, output=output, pool=pool).data, alone.data)
     assert torch.equal(make(QUIET, [6, 2], output=output).data, alone.data[[6, 2]])
     assert make(QUIET, [], output=output).data.shape == (0, 3, 32, 32)
@@ -431,7 +440,7 @@ def test_threads_and_batches_change_no_bit_of_tiles(threads: int) -> None:
     recipe = replace(EVERYTHING, tiles=replace(PUZZLE, drop=0.5))
     alone = make(recipe)
     assert torch.isfinite(alone.data).all()
-    with ThreadPoolExecutor(threads) as pool:
+    with Early(threads) as pool:
         assert torch.equal(make(recipe, pool=pool).data, alone.data)
     assert torch.equal(make(recipe, [6, 2]).data, alone.data[[6, 2]])
     assert make(recipe, []).data.shape == (0, 3, 6 * 7, 7)
@@ -466,7 +475,7 @@ def test_plan_of_two_views() -> None:
 
 def test_plan_with_local_views_and_threads() -> None:
     plan = Plan(main=(DINO_FIRST, DINO_SECOND), local=(DINO_LOCAL, DINO_LOCAL), pairs="itself")
-    with ThreadPoolExecutor(2) as pool:
+    with Early(2) as pool:
         views = make_plan(plan, pool=pool, image_size=48)
     assert [view.data.shape[-1] for view in (*views.main, *views.local)] == [48, 48, 20, 20]
     assert views.pairing == "itself"
@@ -592,7 +601,7 @@ def test_without_masks_a_background_changes_no_bit() -> None:
 def test_threads_and_batches_change_no_bit_of_views_without_background() -> None:
     recipe = replace(EVERYTHING, background=0.7)
     together = make(recipe, ALL, pixels=with_masks(ALL, without=[1]))
-    with ThreadPoolExecutor(3) as pool:
+    with Early(3) as pool:
         shared = make(recipe, ALL, pixels=with_masks(ALL, without=[1]), pool=pool)
     assert torch.equal(together.data, shared.data)
     for rows in ([0, 1, 2], [1], [6, 2, 0]):
@@ -735,7 +744,7 @@ def test_tokens_are_not_cropped_and_masks_fit_them() -> None:
 
 def test_empty_batch() -> None:
     assert make(LIGHT, []).data.shape == (0, 3, 32, 32)
-    with ThreadPoolExecutor(2) as pool:
+    with Early(2) as pool:
         assert make(LIGHT, [], pool=pool).data.shape == (0, 3, 32, 32)
 
 

@@ -2,7 +2,10 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +41,17 @@ def test_memory_for_tiles_that_is_not_contiguous_is_refused() -> None:
 WORTH = 0.003
 
 
+class Early(ThreadPoolExecutor):
+    """Its threads have come before the caller goes on."""
+
+    def submit(self, *given: Any, **further: Any) -> Future[Any]:
+        made = super().submit(*given, **further)
+        made.exception()
+        return made
+
+
 def done(
-    seconds: float, views: int, count: int, threads: int, worth: float = WORTH
+    seconds: float, views: int, count: int, pool: ThreadPoolExecutor, worth: float = WORTH
 ) -> tuple[list[np.ndarray], set[str]]:
     """How often each item of each view was rendered, and by whom, if a part takes so long."""
     items, by = [np.zeros(count, int) for _ in range(views)], set[str]()
@@ -50,7 +62,7 @@ def done(
         time.sleep(seconds)
 
     runs = [lambda part, view=view: one(view, part) for view in range(views)]
-    with ThreadPoolExecutor(threads, "helper") as pool:
+    with pool:
         render(runs, count, pool, worth)
     return items, by
 
@@ -58,42 +70,71 @@ def done(
 @pytest.mark.parametrize(("views", "count"), [(1, 1), (2, 1), (1, 7), (3, 64), (2, 65), (10, 5)])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("seconds", "worth"), [(0.0, 0.0), (0.0, WORTH), (WORTH, WORTH)])
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, Early])
 def test_every_item_of_every_view_is_rendered_once(
-    seconds: float, worth: float, views: int, count: int, threads: int
-) -> None:
-    items, _ = done(seconds, views, count, threads, worth)
+    kind: type[ThreadPoolExecutor], seconds: float, worth: float, views: int, count: int,
+    threads: int,
+) -> None:  # fmt: skip
+    items, _ = done(seconds, views, count, kind(threads), worth)
     assert all((each == 1).all() for each in items)
 
 
 @pytest.mark.parametrize("worth", [0.0, WORTH])
 def test_others_help_where_much_is_left(worth: float) -> None:
-    assert len(done(WORTH, views=2, count=64, threads=1, worth=worth)[1]) == 2
+    by = done(WORTH, views=2, count=64, pool=Early(1, "helper"), worth=worth)[1]
+    assert by >= {"helper_0"}
 
 
 def test_others_are_left_alone_where_little_is_left() -> None:
-    by = done(0.0, views=2, count=64, threads=1, worth=60.0)[1]
+    by = done(0.0, views=2, count=64, pool=Early(1), worth=60.0)[1]
     assert by == {threading.current_thread().name}
 
 
-def test_nothing_is_rendered_of_nothing() -> None:
-    for worth in (0.0, WORTH):
-        with ThreadPoolExecutor(1) as pool:
-            render([], 5, pool, worth)
-            render([lambda part: pytest.fail("called")], 0, pool, worth)
+class Nobody(ThreadPoolExecutor):
+    """Three threads that nobody should ask."""
+
+    def submit(self, *given: Any, **further: Any) -> Any:
+        pytest.fail("a thread was asked to help with nothing")
 
 
 @pytest.mark.parametrize("worth", [0.0, WORTH])
-@pytest.mark.parametrize("where", ["here", "helper"])
-def test_an_error_surfaces_whichever_thread_it_is_in(where: str, worth: float) -> None:
-    rendered: list[slice] = []
+def test_nobody_is_asked_where_there_are_no_parts_for_them(worth: float) -> None:
+    called: list[slice] = []
+    with Nobody(3) as pool:
+        render([], 5, pool, worth)
+        render([called.append], 0, pool, worth)
+        assert not called
+        render([called.append], 1, pool, worth)
+    assert called == [slice(0, 1)]
+
+
+@pytest.mark.parametrize("worth", [0.0, WORTH])
+def test_an_error_in_another_thread_surfaces(worth: float) -> None:
+    def run(part: slice) -> None:
+        time.sleep(WORTH)
+        if threading.current_thread().name.startswith("helper"):
+            raise ArithmeticError("in a helper")
+
+    with Early(1, "helper") as pool, pytest.raises(ArithmeticError, match="in a helper"):
+        render([run], 800, pool, worth)
+
+
+class Late(ThreadPoolExecutor):
+    """Its thread comes when it is waited for."""
+
+    def submit(self, work: Callable[[], None], /) -> Any:  # type: ignore[override]
+        return SimpleNamespace(result=work, cancel=lambda: False)
+
+
+@pytest.mark.parametrize("worth", [0.0, 1e-9])
+def test_after_an_error_no_part_is_begun(worth: float) -> None:
+    called: list[slice] = []
 
     def run(part: slice) -> None:
-        helper = threading.current_thread().name.startswith("helper")
-        time.sleep(WORTH)
-        if part.start and helper == (where == "helper"):
-            raise ArithmeticError(where)
-        rendered.append(part)
+        called.append(part)
+        if part.start:
+            raise ArithmeticError
 
-    with ThreadPoolExecutor(1, "helper") as pool, pytest.raises(ArithmeticError, match=where):
+    with Late(1) as pool, pytest.raises(ArithmeticError):
         render([run], 800, pool, worth)
-    assert len(rendered) < 8
+    assert called == [slice(0, 100), slice(100, 200)]

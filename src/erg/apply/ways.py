@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from erg.allocator import blocks_kept
 from erg.apply.embed import Opened, vectors_of
 from erg.data.loader import Loader
 from erg.data.manifest import default_threads
@@ -92,6 +93,7 @@ class Ways:
             found[PCA_NAME] = pca(found[PIXELS])
 
 
+@blocks_kept()
 def crops_of(ways: Ways, opened: Opened, rows: np.ndarray, plan: Plan) -> tuple[Features, Features]:
     """Vectors of two versions of the same images, by encoder, start and raw pixels.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from erg.allocator import blocks_kept
 from erg.data.budget import kept_side
 from erg.data.cache import Cache
 from erg.data.manifest import Manifest, Row, look_at
@@ -16,6 +17,7 @@ from erg.data.masked import Masked, masks_of
 from erg.data.source import DataError
 
 
+@blocks_kept()
 def dry_run(
     run: Any, source: Any, *, minutes: float | None = None, device: str | None = None
 ) -> int:

@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from erg.allocator import blocks_kept
 from erg.encoders import build_encoder
 from erg.recipes.leaderboard import ROWS, Row
 from erg.recipes.needs import Needs, crops, is_taught, needs, on_meta
@@ -64,6 +65,7 @@ def estimate(run: Run, of: Needs, devices: int, speed: float) -> Estimate:
     return Estimate(memory, device_hours / devices, device_hours)
 
 
+@blocks_kept()
 def images_per_second(run: Run, *, batch: int = 8, steps: int = 3) -> float:
     """How many images pass the encoder of a run here, forward and backward, in all of their crops.
 

@@ -1,7 +1,7 @@
 """Vectors of many images, in evaluation mode, nothing about the model changed."""
 
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, product
 from typing import Literal
@@ -194,7 +194,6 @@ def whole_images(
         loader.close()
 
 
-@blocks_kept()
 def features(
     embed: Callable[[Tensor], Tensor],
     module: nn.Module,
@@ -217,8 +216,10 @@ def features(
     found: list[np.ndarray] = []
     pinned = device.type == "cuda"
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    with evaluating(module), computing_in(device, autocast):
+    with evaluating(module), computing_in(device, autocast), ExitStack() as stack:
         for batch in views:
+            if len(found) == 1:  # what a single batch frees has no next one to serve
+                stack.enter_context(blocks_kept())
             # Tokens stay whole numbers. Only what is pinned is copied without being waited for.
             view = batch.main[0].to(device=device, dtype=dtype, non_blocking=pinned)
             found.append(embed(view.data).float().cpu().numpy())

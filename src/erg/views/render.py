@@ -195,7 +195,7 @@ def render(
             run(part)
             left = len(waiting) * (time.perf_counter() - start)
         if pool is not None and left > worth:
-            others = [pool.submit(work) for _ in range(threads - 1)]
+            others = [pool.submit(work) for _ in range(min(threads, len(waiting)) - 1)]
         work()
     finally:
         waiting.clear()  # after an error
