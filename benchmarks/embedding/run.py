@@ -5,9 +5,9 @@
 The pictures of Imagenette (128 pixels) are written into a folder. `erg.embed` goes all the way from
 there to vectors, with timm's ResNet-18 at random: it finds, reads and decodes the files, makes the
 views, runs the network. The network alone does the same batches from tensors that are ready, in the
-same process and precision, and from memory that is kept as erg keeps it. PYTHON is one that has
-lightly; without it lightly is left out. What is in results.json already is not measured again,
-unless --again says so.
+same process and precision: as torch does it by itself, and from memory that is kept as erg keeps
+it (erg/allocator.py). PYTHON is one that has lightly; without it lightly is left out. What is in
+results.json already is not measured again, unless --again says so.
 """
 
 import argparse
@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 
 BATCH = 256  # of erg.embed
+BARE = {"alone": "network alone", "alone, memory kept": "network alone, memory kept"}
 PRECISIONS: dict[str, Precision] = {"bf16": "bf16", "fp32": "32"}
 
 
@@ -46,7 +47,6 @@ def write_folder(file: Path, folder: Path, images: int | None) -> int:
     return len(cells)
 
 
-@blocks_kept()
 def measure(folder: Path, images: int, precision: str, size: int, seed: int) -> dict[str, Any]:
     """`erg.embed`, then the network alone, after a first batch of both that does not count."""
     run = erg.Run(
@@ -63,10 +63,17 @@ def measure(folder: Path, images: int, precision: str, size: int, seed: int) -> 
     assert vectors.shape == (images, 512), f"{vectors.shape} vectors of {images} images"
     start = time.perf_counter()
     alone(fitted, ready, images)
+    lasted = time.perf_counter() - start
+    with blocks_kept():
+        alone(fitted, ready, BATCH)
+        start = time.perf_counter()
+        alone(fitted, ready, images)
+        kept = time.perf_counter() - start
     return {
         "images": images,
         "seconds": round(seconds, 3),
-        "alone": round(time.perf_counter() - start, 3),
+        "alone": round(lasted, 3),
+        "alone, memory kept": round(kept, 3),
         "seed": seed,
         "machine": {"processor": binding.get_host_cpu_name(), "cores": os.cpu_count()},
         "versions": environment(),
@@ -130,9 +137,9 @@ def speeds(done: dict[str, Any]) -> dict[str, list[float]]:
     for key, value in done.items():
         case = key.rsplit(";", 1)[0]
         found.setdefault(case, []).append(value["images"] / value["seconds"])
-        if "alone" in value:
-            bare = case.replace("erg", "network alone", 1)
-            found.setdefault(bare, []).append(value["images"] / value["alone"])
+        for alone in (name for name in BARE if name in value):
+            bare = case.replace("erg", BARE[alone], 1)
+            found.setdefault(bare, []).append(value["images"] / value[alone])
     return found
 
 
@@ -141,11 +148,12 @@ def claims(done: dict[str, Any]) -> list[tuple[str, str, str]]:
     speed = speeds(done)
     found: list[tuple[str, str, str]] = []
     for case in (case for case in speed if case.startswith("erg")):
-        ours, bare = speed[case], speed[case.replace("erg", "network alone", 1)]
-        ratios = [a / b for a, b in zip(ours, bare, strict=True)]
-        ratio = statistics.median(ours) / statistics.median(bare)
-        measured = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)})"
-        found.append((f"JPEG folder to embeddings / network alone: {case}", ">= 0.9", measured))
+        for name in BARE.values():
+            ours, bare = speed[case], speed[case.replace("erg", name, 1)]
+            ratios = [a / b for a, b in zip(ours, bare, strict=True)]
+            ratio = statistics.median(ours) / statistics.median(bare)
+            measured = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)})"
+            found.append((f"JPEG folder to embeddings / {name}: {case}", ">= 0.9", measured))
     return found
 
 

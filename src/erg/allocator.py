@@ -2,7 +2,7 @@
 
 glibc hands freed blocks of 32 MB and more to the system at once, as it does the end of its heap,
 and the system clears every page of what it gives again. A step of training on a CPU frees and asks
-for its activations in these very sizes: ResNet-18 with 256 images spent a fifth of its time on it
+for its activations in these very sizes: ResNet-18 with 256 images spent a sixth of its time on it
 (benchmarks/training_step).
 """
 

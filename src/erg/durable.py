@@ -198,12 +198,33 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: it is not there, may not be read, or is no regular file.
     """
+    return os.fdopen(_opened(path), "rb")
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The first so many bytes of a regular file, asked of the system in one piece: for small images
+    what `open` does besides takes longer than reading them.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    number, parts = _opened(path), list[bytes]()
+    try:
+        while most > 0 and (part := os.read(number, most)):
+            parts.append(part)
+            most -= len(part)
+    finally:
+        os.close(number)
+    return b"".join(parts)
+
+
+def _opened(path: Path) -> int:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     number = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(number, "rb")
+    return number
 
 
 def read_json(file: Path, longest: int = LONGEST) -> dict[str, Any]:

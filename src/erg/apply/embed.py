@@ -295,9 +295,9 @@ def _as_they_come(
 ) -> Iterator[Views]:
     """Every readable one of some items whole, in batches in order; `rows` is filled on the way.
 
-    For an accelerator the next batches are decoded, and views made of them, meanwhile. On a CPU
-    some items are decoded while the network runs; views and the rest take turns with it, each with
-    all cores. Of images larger than 224 pixels fewer are held at once.
+    The next batches are decoded, and views made of them, while the network runs; on a CPU a single
+    one, since Python's lock keeps threads that decode small images from filling the cores by
+    themselves. Of images larger than 224 pixels fewer are held at once.
     """
     batch = at_once(batch, encoder.image_size, encoder.mean)
 
@@ -324,4 +324,4 @@ def _as_they_come(
                 pin=device.type == "cuda",
             )  # fmt: skip
 
-    yield from ahead(made(), depth_for(device))
+    yield from ahead(made(), max(1, depth_for(device)))

@@ -170,7 +170,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return _lab_to_rgb(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
     return _on_mean_colour(rgba.convert("RGB"), rgba.getchannel("A"))
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from erg.durable import open_regular
+from erg.durable import read_regular
 
 # fmt: off
 SUFFIXES = frozenset([
@@ -91,8 +91,7 @@ def read_file(path: Path) -> bytes:
         raise UnreadableImage(f"It is a {_file_kind(found.st_mode)}, not a file.")
     if found.st_size > MAX_BYTES:
         raise UnreadableImage(f"{found.st_size:,} bytes are more than the limit of {MAX_BYTES:,}.")
-    with open_regular(path) as stream:  # whatever stands there by now
-        return stream.read(found.st_size)  # any larger number is allocated first
+    return read_regular(path, found.st_size)  # whatever stands there by now
 
 
 def _file_kind(mode: int) -> str:
