@@ -4,12 +4,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import erg
+from erg import allocator
 from erg.cli import main
 from erg.commands.as_python import python_of
 from erg.commands.dry_run import dry_run
@@ -18,6 +20,7 @@ from erg.data.scenes import world
 from erg.data.source import DataError, open_source
 from erg.durable import read_json
 from erg.schedule import Cosine
+from erg.train.loop import Loop
 from erg.train.run import Optimiser, Run
 from erg.views.plan import Augmentation, Masking, Plan
 
@@ -60,6 +63,24 @@ def test_masks_are_taken_from_the_folder_that_is_named(photos: Path, capsys) -> 
     wrong = [str(photos), "--mask", "nowhere", "--method", "RELICv2", *QUICK]
     assert main(["pretrain", *wrong, "--out", str(photos.parent / "other")]) != 0
     assert "There is no folder of masks 'nowhere'" in "".join(capsys.readouterr())
+
+
+@pytest.mark.skipif(allocator._glibc() is None, reason="the C library is another one")
+def test_a_dry_run_measures_with_memory_kept_as_training_does(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[int] = []
+    step = Loop.step
+
+    def noted(*given: Any, **how: Any) -> Any:
+        inside.append(allocator._Inside.count)
+        return step(*given, **how)
+
+    monkeypatch.setattr(allocator, "chosen", lambda: None)
+    monkeypatch.setattr(Loop, "step", noted)
+    assert main(["pretrain", str(photos), "--dry-run", *SMALL]) == 0
+    assert inside
+    assert set(inside) == {1}
 
 
 def test_a_dry_run_looks_at_masks(photos: Path, capsys) -> None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from erg.views.plan import (
 from erg.views.random import Purpose, bits, uniform
 from erg.views.render import render
 from erg.views.types import Output, View
+from tests.views.pools import Early
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 EVERYTHING = replace(BYOL_SECOND, blur=0.5, turns=None, cutout=0.5, noise=0.1, zeroed=0.1)
@@ -73,15 +74,6 @@ def with_masks(rows: list[int], without: Sequence[int] = ()) -> Pixels:
     masks = some(MASKS, rows)
     masks = masks._replace(height=masks.height * there, width=masks.width * there)
     return some(PIXELS, rows)._replace(masks=masks)
-
-
-class Early(ThreadPoolExecutor):
-    """Its threads render everything, before the caller goes on."""
-
-    def submit(self, *given: Any, **further: Any) -> Future[Any]:
-        made = super().submit(*given, **further)
-        made.exception()
-        return made
 
 
 def make_view(

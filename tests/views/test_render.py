@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from erg.views.masks import random_tiles
 from erg.views.pixels import Pixels
 from erg.views.plan import LIGHT, Tiles
 from erg.views.render import draw, render, renderer
+from tests.views.pools import Early
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 INDEX = np.array([4, 90, 17, 3, 1000, 55, 8])
@@ -39,15 +40,6 @@ def test_memory_for_tiles_that_is_not_contiguous_is_refused() -> None:
 
 
 WORTH = 0.003
-
-
-class Early(ThreadPoolExecutor):
-    """Its threads have come before the caller goes on."""
-
-    def submit(self, *given: Any, **further: Any) -> Future[Any]:
-        made = super().submit(*given, **further)
-        made.exception()
-        return made
 
 
 def done(

@@ -161,8 +161,8 @@ def vectors_of(
 
 
 def depth_for(device: torch.device) -> int:
-    """Batches of views to make ahead: on a CPU the encoder and what makes views take turns, each
-    with all cores."""
+    """Batches of views to make ahead of decoded images: on a CPU the encoder and what makes views
+    take turns, each with all cores."""
     return 0 if device.type == "cpu" else 2
 
 
